@@ -1,0 +1,32 @@
+"""Fixtures for every test: the default model, and a cache folder that is not the user's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dsla.hub import resolve_model
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def default_model() -> Path:
+    """Folder of the default model; mark tests that use it with `model`."""
+    return resolve_model()
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of its own for one test."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("DSLA_HOME", str(folder))
+    return folder
