@@ -1,0 +1,184 @@
+"""The Hugging Face face of a converted model: attention modules swapped in place, projections shared with the teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicLayer
+
+from dsla.convert.plan import Plan
+from dsla.errors import ModelError
+from dsla.families import Family, family_of, rotate
+from dsla.mixers import DslaMixer, Memory
+
+
+class DslaCacheLayer(DynamicLayer):
+    """Cache of one layer of a batch: keys and values until the layer is converted, a mixer's fixed memory from then on.
+
+    It counts its own tokens, so a model with every layer converted still knows its length.
+    """
+
+    is_croppable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory: Memory | None = None
+        self.length = 0
+
+    @classmethod
+    def taking_over(cls, layer: DynamicLayer, mixer: DslaMixer) -> DslaCacheLayer:
+        """A converted layer's cache that continues `layer`, whose keys and values are folded into the states."""
+        new = cls()
+        if layer.get_seq_length():
+            rows = zip(layer.keys.transpose(1, 2), layer.values.transpose(1, 2), strict=True)  # type: ignore[union-attr]
+            folded = [mixer.fold(k, v) for k, v in rows]
+            new.memory = {name: torch.cat([row[name] for row in folded]) for name in folded[0]}
+            new.length = layer.get_seq_length()
+            new.is_initialized = True
+        return new
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def advance(self, memory: Memory, tokens: int) -> None:
+        """Keeps what `tokens` more tokens left."""
+        self.memory, self.length, self.is_initialized = memory, self.length + tokens, True
+
+    def reset(self) -> None:
+        self.memory, self.length, self.is_initialized = None, 0, False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove:
+            raise ModelError("a converted layer cannot take tokens back: its states have no memory of single tokens")
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        raise ModelError(
+            "a converted layer cannot become attention again within a request: start a new cache at the lower level"
+        )
+
+    def _map(self, change: Any) -> None:
+        if self.memory is not None:
+            self.memory = {name: change(tensor) for name, tensor in self.memory.items()}
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._map(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._map(lambda x: x.repeat_interleave(repeats, 0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._map(lambda x: x[indices])
+
+
+class ConvertedAttention(nn.Module):
+    """Stands where the teacher's attention stood; q, k, v and o projections are the teacher's own modules.
+
+    Args:
+        base: the teacher's attention module.
+        mixer: what mixes tokens in its place.
+        family: names of the projections.
+    """
+
+    def __init__(self, base: nn.Module, mixer: DslaMixer, family: Family) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.layer_idx: int = base.layer_idx  # type: ignore[assignment]
+        self.names = (family.q, family.k, family.v, family.o)
+        for name in self.names:
+            setattr(self, name, getattr(base, name))
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        """As the teacher's attention: `[B, T, hidden]` in and out; the mask is causal by construction and not read."""
+        q, k, v = project(self, hidden_states, position_embeddings)
+        cached = None if past_key_values is None else self._cache_layer(past_key_values)
+        memory = cached.memory if cached else None
+        lengths = torch.full((len(q),), cached.length if cached else 0, device=q.device)
+        y, memory = self.mixer.prefill(hidden_states, q, k, v, memory, lengths)
+        if cached is not None:
+            cached.advance(memory, q.shape[1])
+        return self.output(y), None
+
+    def output(self, y: Tensor) -> Tensor:
+        """Heads `[B, T, H, D]` through the output projection and its delta."""
+        y = y.flatten(2)
+        projected: Tensor = getattr(self, self.names[3])(y) + self.mixer.o_delta(y)
+        return projected
+
+    def _cache_layer(self, cache: Cache) -> DslaCacheLayer:
+        while len(cache.layers) <= self.layer_idx:
+            cache.layers.append(DynamicLayer())
+        layer = cache.layers[self.layer_idx]
+        if isinstance(layer, DslaCacheLayer):
+            return layer
+        if type(layer) is not DynamicLayer:
+            raise ModelError(
+                f"converted layers need a DynamicCache, found a {type(layer).__name__} for layer {self.layer_idx}"
+            )
+        cache.layers[self.layer_idx] = converted = DslaCacheLayer.taking_over(layer, self.mixer)
+        return converted
+
+
+def project(attention: ConvertedAttention, x: Tensor, position: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries `[B, T, H, D]` with their delta, keys and values `[B, T, G, D]` of a converted layer."""
+    mixer = attention.mixer
+    q, k, v = (getattr(attention, name) for name in attention.names[:3])
+    q, k, v = q(x) + mixer.q_delta(x), k(x), v(x)
+    q, k, v = (y.unflatten(-1, (-1, mixer.shape.head_dim)) for y in (q, k, v))
+    if mixer.config.rope:
+        cos, sin = (y.to(q.dtype) for y in position)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    return q, k, v
+
+
+class Levels:
+    """The levels of one loaded Hugging Face model; level k is active after `set(k)`.
+
+    Args:
+        model: a causal language model of a supported family; changed in place.
+        plan: order of the layers.
+        mixers: layer -> mixer; every layer of the plan's order that can be reached.
+
+    Attributes:
+        level: the active level.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, mixers: dict[int, DslaMixer]) -> None:
+        self.plan, self.level = plan, 0
+        family = family_of(model.config)
+        self._layers = model.get_submodule(family.layers)
+        self._name = family.attention
+        self._softmax = {i: getattr(self._layers[i], family.attention) for i in mixers}  # type: ignore[index]
+        self._dsla = {i: ConvertedAttention(self._softmax[i], mixer, family) for i, mixer in mixers.items()}
+        model.get_decoder().register_forward_pre_hook(self._refuse_padding, with_kwargs=True)  # type: ignore[operator]
+
+    def set(self, level: int) -> None:
+        """Makes `level` the active one. A running generation whose cache holds keys and values goes on: they are folded.
+
+        Raises:
+            PlanError: if the plan has no such level.
+            ModelError: if the adapter holds too few layers for it.
+        """
+        converted = self.plan.layers(level)
+        missing = [layer for layer in converted if layer not in self._dsla]
+        if missing:
+            raise ModelError(f"level {level} needs layer {missing[0]}, which this adapter does not hold")
+        for i, softmax in self._softmax.items():
+            setattr(self._layers[i], self._name, self._dsla[i] if i in converted else softmax)  # type: ignore[index]
+        self.level = level
+
+    def _refuse_padding(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        mask = kwargs.get("attention_mask")
+        if self.level and isinstance(mask, Tensor) and mask.dim() == 2 and not mask.bool().all():
+            raise ModelError(
+                "padded batches cannot pass through converted layers: generate prompts of one length together, "
+                "or use the engine, which packs requests without padding"
+            )
