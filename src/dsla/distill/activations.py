@@ -1,0 +1,62 @@
+"""Inputs of the layers for a fixed set of token windows, recomputed from the nearest ones that are still valid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from dsla.families import family_of
+
+
+class Activations:
+    """The residual stream at the layers' inputs, in the model's dtype, so that storing it loses nothing.
+
+    Args:
+        model: a causal language model of a supported family, in evaluation mode.
+        tokens: token ids `[n, T]` int64.
+        batch: windows a forward pass.
+    """
+
+    def __init__(self, model: nn.Module, tokens: Tensor, batch: int) -> None:
+        family = family_of(model.config)
+        self.device = next(model.parameters()).device
+        self._layers = model.get_submodule(family.layers)
+        self._embed = model.get_submodule(family.embed)
+        self._tokens, self._batch = tokens, batch
+        self._at: dict[int, Tensor] = {}
+        rotary = model.get_decoder().rotary_emb  # type: ignore[operator]
+        positions = torch.arange(tokens.shape[1], device=self.device).unsqueeze(0)
+        dtype = next(model.parameters()).dtype
+        self.position = rotary(torch.zeros(1, device=self.device, dtype=dtype), positions)
+
+    @torch.no_grad()
+    def at(self, layer: int, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Tensor:
+        """Inputs `[n, T, hidden]` of `layer`, on the CPU.
+
+        Args:
+            layer: layer index.
+            on_progress: called with (windows done, windows in all).
+        """
+        start = max((i for i in self._at if i <= layer), default=None)
+        if start == layer:
+            return self._at[layer]
+        pieces = []
+        for begin in range(0, len(self._tokens), self._batch):
+            rows = slice(begin, begin + self._batch)
+            source = (
+                self._embed(self._tokens[rows].to(self.device))
+                if start is None
+                else self._at[start][rows].to(self.device)
+            )
+            for i in range(start or 0, layer):
+                source = self._layers[i](source, position_embeddings=self.position, attention_mask=None)  # type: ignore[index]
+            pieces.append(source.cpu())
+            on_progress(min(begin + self._batch, len(self._tokens)), len(self._tokens))
+        self._at[layer] = torch.cat(pieces)
+        return self._at[layer]
+
+    def changed(self, layer: int) -> None:
+        """Forgets what depends on the output of `layer`."""
+        self._at = {i: x for i, x in self._at.items() if i <= layer}
