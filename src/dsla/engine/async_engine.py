@@ -1,0 +1,201 @@
+"""The engine behind an event loop: one thread steps it, coroutines add requests and receive their tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
+
+from dsla.engine.engine import Engine
+from dsla.engine.request import Request, StepOutput
+from dsla.engine.sampling import SamplingParams
+from dsla.errors import EngineError
+
+_logger = logging.getLogger(__name__)
+
+
+class _Stream:
+    """Where a request's outputs go: a queue of the event loop that asked for it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[StepOutput | Exception] = asyncio.Queue()
+
+    def put(self, item: StepOutput | Exception) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
+        except RuntimeError:
+            _logger.debug("an output was dropped: its event loop is closed")
+
+    async def get(self) -> StepOutput:
+        item = await self._queue.get()
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+
+class AsyncEngine:
+    """Runs an engine in a thread of its own, from now until `close`. All methods may be called from any thread.
+
+    Args:
+        engine: the engine; nobody else may step or change it.
+
+    Attributes:
+        engine: the same.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._wake = threading.Condition()
+        self._commands: deque[tuple[Callable[[], object], _Stream | None]] = deque()
+        self._open: dict[str, tuple[Request, _Stream]] = {}
+        self._closing = False
+        self._failure: str | None = None
+        self._thread = threading.Thread(target=self._run, name="dsla-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the engine steps on."""
+        return self._failure is None and not self._closing
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        quality: str | None = None,
+        max_level: int | None = None,
+        min_level: int | None = None,
+    ) -> AsyncGenerator[StepOutput, None]:
+        """Runs a request. Bad arguments raise here, at once; the request is added when the first output is awaited.
+
+        Args:
+            prompt: token ids.
+            params: sampling.
+            request_id: its name. Default: a random one.
+            quality: `full`, `balanced` or `fast`.
+            max_level: the highest level allowed.
+            min_level: the lowest level allowed.
+
+        Returns:
+            An asynchronous generator of outputs; the last one has a `finish_reason`. Closing it earlier, or cancelling
+            the task that waits for it, cancels the request within a step.
+
+        Raises:
+            RequestError: if an argument is wrong or the request exceeds the model's context.
+            EngineError: if the engine has stopped, or the memory budget could never hold the request.
+        """
+        if not self.healthy:
+            raise self._stopped()
+        request = self.engine.check_request(
+            prompt, params, request_id=request_id, quality=quality, max_level=max_level, min_level=min_level
+        )
+        return self._stream(request)
+
+    def cancel(self, request_id: str) -> None:
+        """Ends a request, if it is open, at the next step boundary; its generator then yields an `abort`."""
+        self._send(lambda: self.engine.cancel(request_id))
+
+    def set_level(self, level: int | None) -> None:
+        """Fixes the level of all requests from the next step on, or (None) leaves it to the policy again.
+
+        Raises:
+            EngineError: if there is no such level, no policy to return to, or the engine has stopped.
+        """
+        self.engine.check_level(level)
+        if not self._send(lambda: self.engine.set_level(level)):
+            raise self._stopped()
+
+    def stats(self) -> dict[str, Any]:
+        """As `Engine.stats`, and `healthy`."""
+        return {**self.engine.stats(), "healthy": self.healthy}
+
+    def close(self) -> None:
+        """Ends the thread after the step in hand; open requests get an `abort`."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+
+    async def _stream(self, request: Request) -> AsyncGenerator[StepOutput, None]:
+        stream, finished = _Stream(), False
+        if not self._send(lambda: self._submit(request, stream), stream):
+            raise self._stopped()
+        try:
+            while not finished:
+                output = await stream.get()
+                finished = output.finish_reason is not None
+                yield output
+        finally:
+            if not finished:
+                self._send(lambda: self._abandon(request))
+
+    def _stopped(self) -> EngineError:
+        return EngineError(f"the engine has stopped: {self._failure or 'it was closed'}")
+
+    def _send(self, command: Callable[[], object], stream: _Stream | None = None) -> bool:
+        """Leaves a command for the engine's thread; False = it has stopped. `stream` hears of it if it stops first."""
+        with self._wake:
+            if not self._closing:
+                self._commands.append((command, stream))
+                self._wake.notify()
+            return not self._closing
+
+    def _submit(self, request: Request, stream: _Stream) -> None:
+        try:
+            self.engine.submit(request)
+        except EngineError as error:
+            stream.put(error)
+            return
+        self._open[request.id] = (request, stream)
+
+    def _abandon(self, request: Request) -> None:
+        """Cancels a request nobody listens to any more; not another one that has taken its id."""
+        if request.id in self._open and self._open[request.id][0] is request:
+            self.engine.cancel(request.id)
+
+    def _run(self) -> None:
+        try:
+            while self._wait():
+                for output in self.engine.step():
+                    self._deliver(output)
+        except Exception as error:  # the thread's outermost frame: whatever it is, everyone waiting must hear of it
+            _logger.exception("the engine has crashed")
+            self._failure = f"{type(error).__name__}: {error}"
+        self._stop()
+
+    def _wait(self) -> bool:
+        """Waits for work and carries out commands; False = close."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._closing or self._commands or self.engine.has_work)
+            if self._closing:
+                return False
+            commands = list(self._commands)
+            self._commands.clear()
+        for command, _ in commands:
+            command()
+        return True
+
+    def _deliver(self, output: StepOutput) -> None:
+        opened = self._open.get(output.request_id)
+        if opened is not None:
+            opened[1].put(output)
+            if output.finish_reason is not None:
+                del self._open[output.request_id]
+
+    def _stop(self) -> None:
+        with self._wake:
+            self._closing = True
+            unheard = [stream for _, stream in self._commands if stream is not None]
+        for stream in unheard:
+            stream.put(self._stopped())
+        for request, stream in self._open.values():
+            if self._failure is None:
+                self.engine.cancel(request.id)
+            stream.put(StepOutput.of(request, [], "abort" if self._failure is None else "error", self._failure))
+        self._open.clear()

@@ -1,0 +1,230 @@
+"""The packed-token decoder: a family's forward pass over requests at any levels, without padding or Hugging Face."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dsla.engine.arena import Arena
+from dsla.engine.batch import PackedBatch, Split
+from dsla.engine.weights import Checkpoint, DecoderWeights, LayerWeights, build_weights
+from dsla.errors import ModelError
+from dsla.families import Family, attention_shape, context_length, family_of, rotate
+from dsla.mixers import DslaMixer, SoftmaxMixer, StateSpec
+
+if TYPE_CHECKING:
+    from dsla.convert import Adapter
+
+
+def end_tokens(value: int | Sequence[int] | None) -> frozenset[int]:
+    """End tokens of a config, which holds none, one, or several."""
+    return frozenset(() if value is None else (value,) if isinstance(value, int) else value)
+
+
+class PackedDecoder:
+    """A model and all its levels. It keeps no request's memory: that lies in an arena made for it.
+
+    Args:
+        weights: the teacher's.
+        config: the model's Hugging Face config.
+        family: its facts.
+        mixers: layer -> mixer of the layers that can be converted, least sensitive first. Default: none.
+
+    Attributes:
+        shape: sizes of the attention layers.
+        n_layers: layers.
+        order: layers that can be converted, least sensitive first.
+        dtype: of weights and KV cache.
+        device: where it computes.
+        max_tokens: tokens of prompt and output it was made for.
+        vocab_size: width of the logits.
+        eos_token_ids: tokens that end a text.
+
+    Raises:
+        ModelError: if the config asks for something this decoder does not compute.
+    """
+
+    def __init__(
+        self, weights: DecoderWeights, config: Any, family: Family, mixers: Mapping[int, DslaMixer] | None = None
+    ) -> None:
+        if config.hidden_act not in ("silu", "swish"):
+            raise ModelError(
+                f"activation {config.hidden_act!r} is not supported by the packed decoder, which computes 'silu'"
+            )
+        self.weights, self.family = weights, family
+        self.mixers = dict(mixers or {})
+        self.order = tuple(self.mixers)
+        self.shape = attention_shape(config)
+        self.softmax = SoftmaxMixer(self.shape)
+        self.n_layers = len(weights.layers)
+        self.dtype, self.device = weights.embed.dtype, weights.embed.device
+        self.max_tokens, self.vocab_size = context_length(config), weights.head.shape[0]
+        self.eos_token_ids = end_tokens(config.eos_token_id)
+        self._eps = config.rms_norm_eps
+        inv_freq, scale = family.rope(config)
+        angles = torch.arange(self.max_tokens, dtype=torch.float32).unsqueeze(1) * inv_freq.cpu().unsqueeze(0)
+        self._cos = (angles.cos() * scale).to(self.device, self.dtype)
+        self._sin = (angles.sin() * scale).to(self.device, self.dtype)
+
+    @classmethod
+    def load(
+        cls,
+        model: Path,
+        adapter: Adapter | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+    ) -> PackedDecoder:
+        """Reads a model folder.
+
+        Args:
+            model: folder with `config.json` and safetensors.
+            adapter: its adapter, for levels above 0.
+            dtype: of the weights. Default: the config's.
+            device: where they go.
+
+        Raises:
+            ModelError: if the folder is no model of a supported family, or a tensor is missing or misshapen.
+        """
+        from dsla.convert import read_config  # imports transformers, which a built decoder does without
+
+        config = read_config(model)
+        family = family_of(config)
+        weights = build_weights(Checkpoint(model), config, family, dtype or config.dtype or torch.float32, device)
+        decoder = cls(weights, config, family, adapter.mixers if adapter else None)
+        generation = model / "generation_config.json"
+        if generation.is_file():
+            decoder.eos_token_ids |= end_tokens(json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id"))
+        return decoder
+
+    @property
+    def kv_spec(self) -> StateSpec:
+        """Memory of a kept layer."""
+        return self.softmax.state_spec(self.dtype)
+
+    @property
+    def slot_spec(self) -> StateSpec | None:
+        """Memory of a converted layer; None if no layer can be converted."""
+        return self.mixers[self.order[0]].state_spec(self.dtype) if self.order else None
+
+    @property
+    def foldable(self) -> bool:
+        """Whether layers of running requests can be converted."""
+        return all(mixer.config.foldable for mixer in self.mixers.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights and adapter in memory."""
+        mixers = (p for mixer in self.mixers.values() for p in mixer.parameters())
+        return self.weights.nbytes + sum(p.numel() * p.element_size() for p in mixers)
+
+    def arena(self, budget_bytes: int, page_tokens: int = 16, poison: bool = False) -> Arena:
+        """An arena for this model's requests.
+
+        Args:
+            budget_bytes: bytes of all requests' memory together, at most.
+            page_tokens: tokens a KV page holds.
+            poison: fill freed memory with NaN. For tests.
+        """
+        return Arena(
+            budget_bytes, self.kv_spec, self.slot_spec, page_tokens=page_tokens, device=self.device, poison=poison
+        )
+
+    @torch.inference_mode()
+    def forward(self, batch: PackedBatch, arena: Arena) -> Tensor:
+        """Computes the new tokens of a batch and adds them to the requests' memory.
+
+        Args:
+            batch: the tokens; the memory of each segment has room for them.
+            arena: where the memory lies.
+
+        Returns:
+            Logits `[n_samples, vocab]` of `batch.sample_rows`, in the model's dtype.
+        """
+        hidden = F.embedding(batch.tokens, self.weights.embed)
+        cos, sin = (torch.cat([table, table], -1) for table in (self._cos[batch.positions], self._sin[batch.positions]))
+        for layer, weights in enumerate(self.weights.layers):
+            x = self._norm(hidden, weights.attention_norm)
+            hidden = hidden + self._attention(layer, weights, x, cos, sin, batch, arena)
+            gate, up = weights.gate_up(self._norm(hidden, weights.mlp_norm)).chunk(2, -1)
+            hidden = hidden + weights.down(F.silu(gate) * up)
+        last = self._norm(hidden[batch.sample_rows], self.weights.norm)
+        return F.linear(last, self.weights.head)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self._eps)).to(x.dtype)
+
+    def _attention(
+        self, layer: int, weights: LayerWeights, x: Tensor, cos: Tensor, sin: Tensor, batch: PackedBatch, arena: Arena
+    ) -> Tensor:
+        heads, groups, dim = self.shape.n_heads, self.shape.n_kv_heads, self.shape.head_dim
+        split = batch.split(layer)
+        q, k, v = torch.split(weights.qkv(x).view(len(x), -1, dim), [heads, groups, groups], 1)
+        if split.any_converted:
+            mixer = self.mixers[layer]
+            rows = split.converted_rows
+            q = q.index_put((rows,), q[rows] + mixer.q_delta(x[rows]).view(-1, heads, dim))
+        rotated_q, rotated_k = rotate(q, cos, sin), rotate(k, cos, sin)
+        y = torch.empty_like(rotated_q)
+        if split.kept:
+            self._attend(layer, rotated_q, rotated_k, v, y, split, batch, arena)
+        if not split.any_converted:
+            return weights.o(y.flatten(1))
+        if mixer.config.rope:
+            q, k = rotated_q, rotated_k
+        self._mix(layer, x, q, k, v, y, split, batch, arena)
+        y = y.flatten(1)
+        return weights.o(y).index_add(0, rows, mixer.o_delta(y[rows]))
+
+    def _attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, y: Tensor, split: Split, batch: PackedBatch, arena: Arena
+    ) -> None:
+        """Softmax attention of the segments that keep this layer, into their rows of `y`."""
+        members = [batch.segments[i] for i in split.kept]
+        tables = [segment.memory.table(layer).units for segment in members]
+        units = np.concatenate([table[pages] for table, pages in zip(tables, split.kept_pages, strict=True)])
+        place = (torch.from_numpy(units).to(self.device), split.kept_offsets)
+        arena.pages["k"].index_put_(place, k[split.kept_rows])
+        arena.pages["v"].index_put_(place, v[split.kept_rows])
+        for i, segment in zip(split.kept, members, strict=True):
+            rows = slice(batch.starts[i], batch.starts[i] + len(segment.tokens))
+            seen = segment.n_prior + len(segment.tokens)
+            keys, values = segment.memory.cached(layer, seen) if segment.n_prior else (k[rows], v[rows])
+            y[rows] = self.softmax.attend(q[rows], keys, values)
+
+    def _mix(
+        self,
+        layer: int,
+        x: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        y: Tensor,
+        split: Split,
+        batch: PackedBatch,
+        arena: Arena,
+    ) -> None:
+        """The converted layer's mixer on the segments that have it converted, into their rows of `y`."""
+        mixer = self.mixers[layer]
+        if split.decodes:
+            single = split.decode_rows
+            slots = torch.tensor([batch.segments[i].memory.slot(layer) for i in split.decodes], device=self.device)
+            y[single] = mixer.step(x[single], q[single], k[single], v[single], arena.slots, slots, split.decode_lengths)
+        for i in split.chunks:
+            segment, start = batch.segments[i], batch.starts[i]
+            rows = slice(start, start + len(segment.tokens))
+            slot = segment.memory.slot(layer)
+            memory = {name: pool[slot].unsqueeze(0) for name, pool in arena.slots.items()}
+            lengths = torch.tensor([segment.n_prior], device=self.device)
+            x_new, q_new, k_new, v_new = (tensor[rows].unsqueeze(0) for tensor in (x, q, k, v))
+            mixed, memory = mixer.prefill(x_new, q_new, k_new, v_new, memory, lengths)
+            y[rows] = mixed[0]
+            for name, value in memory.items():
+                arena.slots[name][slot] = value[0]

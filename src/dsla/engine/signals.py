@@ -1,0 +1,84 @@
+"""The words between the engine and a policy: what a policy sees, and what it may decide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Load at a step boundary.
+
+    Attributes:
+        budget_bytes: bytes of the arena.
+        kv_bytes: bytes of KV pages in use.
+        state_bytes: bytes of state slots in use.
+        wanted_bytes: bytes running requests want for the rest of their prompts and the next token, at their levels now.
+        running: running requests.
+        waiting: requests in the queue.
+        waiting_tokens: their prompt tokens.
+        new_level: level new requests start at now.
+        max_level: highest level of the model.
+    """
+
+    budget_bytes: int
+    kv_bytes: int
+    state_bytes: int
+    wanted_bytes: int
+    running: int
+    waiting: int
+    waiting_tokens: int
+    new_level: int
+    max_level: int
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes in use."""
+        return self.kv_bytes + self.state_bytes
+
+
+@dataclass(frozen=True)
+class RequestSummary:
+    """A running request at a step boundary.
+
+    Attributes:
+        id: the request.
+        level: its level.
+        max_level: level it may be raised to.
+        computed_tokens: tokens it remembers.
+        final_tokens: tokens it remembers at most in the end.
+        saving_per_layer: bytes freed now by converting one more layer; negative below the break-even length. For a
+            request with nothing computed yet, the bytes one converted layer saves in the end.
+        final_bytes: bytes it takes in the end at its level.
+        final_saving_per_layer: bytes one more converted layer saves in the end.
+    """
+
+    id: str
+    level: int
+    max_level: int
+    computed_tokens: int
+    final_tokens: int
+    saving_per_layer: int
+    final_bytes: int
+    final_saving_per_layer: int
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A level for a running request, or (`request_id` None) for requests that start from now on.
+
+    Attributes:
+        request_id: the request, or None.
+        level: its new level. Running requests are never lowered.
+        reason: one word or two, for the event log.
+    """
+
+    request_id: str | None
+    level: int
+    reason: str
+
+
+Policy = Callable[[Any, Signals, Sequence[RequestSummary], float], tuple[Any, list[Decision]]]
+"""`(state, signals, summaries, now) -> (state, decisions)`; the first state is None, `now` is in seconds."""

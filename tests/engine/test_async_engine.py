@@ -1,0 +1,192 @@
+"""The engine behind an event loop: streams, cancellation by going away, crashes, and closing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from dsla.engine import AsyncEngine, SamplingParams, StepOutput
+from dsla.errors import EngineError, RequestError
+from tests.engine.tiny import RecordingEngine, assert_as_reference, random_prompt, tiny_engine
+
+GREEDY = SamplingParams(max_tokens=10, ignore_eos=True)
+ENDLESS = SamplingParams(max_tokens=400, ignore_eos=True)
+
+
+@pytest.fixture
+def engine() -> Iterator[AsyncEngine]:
+    runner = AsyncEngine(tiny_engine(units=2000))
+    yield runner
+    runner.close()
+
+
+async def collect(
+    engine: AsyncEngine, prompt: list[int], params: SamplingParams = GREEDY, **options: Any
+) -> list[StepOutput]:
+    return [output async for output in engine.generate(prompt, params, **options)]
+
+
+async def until(condition: Any, seconds: float = 20.0) -> None:
+    for _ in range(int(seconds / 0.01)):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("the condition was never met")
+
+
+def test_streams_as_the_engine_alone(engine: AsyncEngine) -> None:
+    prompts = {str(i): random_prompt(5 + 6 * i, i) for i in range(5)}
+
+    async def main() -> dict[str, list[StepOutput]]:
+        results = await asyncio.gather(*(collect(engine, prompt, request_id=name) for name, prompt in prompts.items()))
+        return dict(zip(prompts, results, strict=True))
+
+    results = asyncio.run(main())
+    recorder = engine.engine
+    assert isinstance(recorder, RecordingEngine)
+    for name, prompt in prompts.items():
+        tokens = [token for output in results[name] for token in output.tokens]
+        assert tokens == recorder.outputs[name]
+        assert_as_reference(recorder, name, prompt)
+        assert [output.completion_tokens for output in results[name]] == list(range(1, 11))
+        assert results[name][-1].finish_reason == "length"
+    assert engine.stats()["free_bytes"] == engine.stats()["budget_bytes"]
+
+
+@pytest.mark.parametrize("how", ["aclose", "task", "cancel"])
+def test_consumer_that_goes_away_frees_everything_within_a_step(engine: AsyncEngine, how: str) -> None:
+    async def consume() -> None:
+        async for output in engine.generate(random_prompt(20), ENDLESS, request_id="x"):
+            last = output
+        assert last.finish_reason == "abort"
+
+    async def main() -> int:
+        if how == "aclose":
+            stream = engine.generate(random_prompt(20), ENDLESS, request_id="x")
+            await anext(stream)
+            await stream.aclose()
+        else:
+            task = asyncio.create_task(consume())
+            await until(lambda: engine.stats()["generated_tokens"] > 2)
+            if how == "task":
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            else:
+                engine.cancel("x")
+                await task
+        steps = engine.stats()["steps"]
+        await until(lambda: not engine.engine.has_work)
+        return engine.stats()["steps"] - steps
+
+    assert asyncio.run(main()) <= 2
+    assert engine.stats()["free_bytes"] == engine.stats()["budget_bytes"]
+    assert engine.stats()["finished"] == {"cancel": 1}
+
+
+def test_level_changes_while_streaming(engine: AsyncEngine) -> None:
+    async def main() -> list[StepOutput]:
+        outputs = []
+        async for output in engine.generate(
+            random_prompt(30), SamplingParams(max_tokens=60, ignore_eos=True), request_id="x"
+        ):
+            outputs.append(output)
+            if len(outputs) == 5:
+                engine.set_level(2)
+        return outputs
+
+    outputs = asyncio.run(main())
+    assert [level for _, level in outputs[-1].levels] == [0, 2]
+    recorder = engine.engine
+    assert isinstance(recorder, RecordingEngine)
+    assert_as_reference(recorder, "x", random_prompt(30))
+
+
+def test_bad_arguments_raise_at_the_call(engine: AsyncEngine) -> None:
+    with pytest.raises(RequestError, match="no tokens"):
+        engine.generate([], GREEDY)
+    with pytest.raises(EngineError, match="level 9"):
+        engine.set_level(9)
+
+
+def test_taken_id_is_refused_and_the_first_request_goes_on(engine: AsyncEngine) -> None:
+    async def main() -> list[StepOutput]:
+        first = engine.generate(random_prompt(5), SamplingParams(max_tokens=100, ignore_eos=True), request_id="x")
+        outputs = [await anext(first)]
+        with pytest.raises(EngineError, match="open already"):
+            await collect(engine, random_prompt(5), request_id="x")
+        return outputs + [output async for output in first]
+
+    assert asyncio.run(main())[-1].finish_reason == "length"
+
+
+def test_crash_reaches_everyone_and_health() -> None:
+    engine = AsyncEngine(tiny_engine())
+    step = engine.engine.step
+
+    def broken() -> list[StepOutput]:
+        if engine.engine.stats()["generated_tokens"] > 30 and len(engine.engine.stats()["requests"]) == 3:
+            raise RuntimeError("the sky fell")
+        return step()
+
+    engine.engine.step = broken  # type: ignore[method-assign]
+
+    async def main() -> list[list[StepOutput]]:
+        assert engine.healthy
+        return await asyncio.gather(*(collect(engine, random_prompt(4, i), ENDLESS) for i in range(3)))
+
+    for outputs in asyncio.run(main()):
+        assert outputs[-1].finish_reason == "error"
+        assert outputs[-1].error == "RuntimeError: the sky fell"
+    assert not engine.healthy
+    assert not engine.stats()["healthy"]
+    with pytest.raises(EngineError, match="has stopped: RuntimeError: the sky fell"):
+        engine.generate([1], GREEDY)
+    engine.close()
+
+
+def test_request_that_a_crash_overtakes_is_told() -> None:
+    engine = AsyncEngine(tiny_engine())
+
+    def broken() -> list[StepOutput]:
+        # Left behind while the engine is busy crashing, so never submitted.
+        asyncio.run_coroutine_threadsafe(second(), loop).result()
+        raise RuntimeError("the sky fell")
+
+    async def second() -> None:
+        tasks.append(asyncio.create_task(collect(engine, random_prompt(4), GREEDY)))
+        await asyncio.sleep(0.05)
+
+    async def main() -> None:
+        nonlocal loop
+        loop = asyncio.get_running_loop()
+        first = await collect(engine, random_prompt(4), GREEDY)
+        assert first[-1].finish_reason == "error"
+        with pytest.raises(EngineError, match="the sky fell"):
+            await tasks[0]
+
+    loop: asyncio.AbstractEventLoop
+    tasks: list[asyncio.Task[list[StepOutput]]] = []
+    engine.engine.step = broken  # type: ignore[method-assign]
+    asyncio.run(main())
+    engine.close()
+
+
+def test_close_aborts_open_requests() -> None:
+    engine = AsyncEngine(tiny_engine())
+
+    async def main() -> list[StepOutput]:
+        task = asyncio.create_task(collect(engine, random_prompt(4), ENDLESS))
+        await until(lambda: engine.stats()["generated_tokens"] > 2)
+        await asyncio.to_thread(engine.close)
+        return await task
+
+    assert asyncio.run(main())[-1].finish_reason == "abort"
+    assert engine.engine.arena.free_units == engine.engine.arena.n_units
+    with pytest.raises(EngineError, match="it was closed"):
+        engine.generate([1], GREEDY)
+    with pytest.raises(EngineError, match="it was closed"):
+        engine.set_level(0)

@@ -1,0 +1,238 @@
+"""Levels of running requests: by hand, by policy, for lack of memory, at any moment, in any company."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from dsla.engine import Decision, RequestSummary, SamplingParams, Signals
+from dsla.errors import EngineError
+from dsla.mixers import DslaConfig
+from tests.engine.tiny import ORDER, assert_as_reference, random_prompt, tiny_decoder, tiny_engine
+
+GREEDY = SamplingParams(max_tokens=12, ignore_eos=True)
+PROMPTS = {name: random_prompt(n, seed) for seed, (name, n) in enumerate({"a": 1, "b": 7, "c": 23, "d": 40}.items())}
+
+
+def test_adapter_that_is_not_foldable_converts_new_requests_only() -> None:
+    engine = tiny_engine(decoder=tiny_decoder(DslaConfig(gate_source="hidden", window=0, sinks=0)))
+    engine.add_request(PROMPTS["c"], GREEDY, request_id="old")
+    engine.step()
+    engine.set_level(2)
+    engine.step()
+    engine.add_request(PROMPTS["c"], GREEDY, request_id="new")
+    engine.run()
+    assert engine.final["old"].levels == [[0, 0]]
+    assert engine.final["new"].levels == [[0, 2]]
+    assert [event["reason"] for event in engine.stats()["events"] if event["kind"] == "defer"] == [
+        "adapter not foldable"
+    ]
+
+
+@pytest.mark.parametrize("step", range(1, 22))
+def test_level_change_at_every_step(step: int) -> None:
+    engine = tiny_engine()
+    engine.set_level(0)
+    for name in ("b", "c", "d"):
+        engine.add_request(PROMPTS[name], GREEDY, request_id=name)
+    for _ in range(step):
+        engine.step()
+    engine.set_level(1 + step % 3)
+    engine.run()
+    for name in ("b", "c", "d"):
+        assert_as_reference(engine, name, PROMPTS[name])
+        assert len(engine.final[name].levels) <= 2
+
+
+@pytest.mark.parametrize("first", range(0, 13, 3))
+def test_two_level_changes(first: int) -> None:
+    engine = tiny_engine()
+    engine.add_request(PROMPTS["c"], GREEDY, request_id="c")
+    for step in range(100):
+        if step in (first, first + 4):
+            engine.set_level(1 if step == first else 3)
+        if not engine.has_work:
+            break
+        engine.step()
+    levels = engine.final["c"].levels
+    assert [level for _, level in levels] in ([0, 1, 3], [1, 3], [0, 1])
+    assert_as_reference(engine, "c", PROMPTS["c"])
+
+
+def test_history_has_one_entry_per_change_at_the_cached_token() -> None:
+    engine = tiny_engine(max_step_tokens=16)
+    engine.add_request(PROMPTS["c"], GREEDY, request_id="c")
+    engine.step()
+    engine.set_level(1)
+    engine.set_level(2)
+    engine.step()
+    engine.step()
+    engine.set_level(3)
+    engine.run()
+    final = engine.final["c"]
+    assert final.levels == [[0, 0], [16, 2], [24, 3]]
+    assert final.folded_tokens == 2 * 16 + 24
+
+
+def test_new_requests_start_at_the_forced_level_and_running_ones_never_fall() -> None:
+    engine = tiny_engine()
+    engine.set_level(2)
+    engine.add_request(PROMPTS["c"], GREEDY, request_id="c")
+    engine.step()
+    engine.set_level(0)
+    engine.add_request(PROMPTS["b"], GREEDY, request_id="b")
+    engine.run()
+    assert engine.final["c"].levels == [[0, 2]]
+    assert engine.final["b"].levels == [[0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("options", "levels"),
+    [
+        ({"quality": "full"}, [[0, 0]]),
+        ({"quality": "balanced"}, [[0, 0], [9, 1]]),
+        ({"quality": "fast"}, [[0, 0], [9, 3]]),
+        ({"max_level": 2}, [[0, 0], [9, 2]]),
+        ({"min_level": 2}, [[0, 2], [9, 3]]),
+    ],
+    ids=str,
+)
+def test_bounds_of_a_request_hold(options: dict, levels: list[list[int]]) -> None:
+    engine = tiny_engine()
+    engine.add_request(PROMPTS["c"], GREEDY, request_id="c", **options)
+    engine.step()
+    engine.set_level(3)
+    engine.run()
+    assert engine.final["c"].levels == levels
+    assert_as_reference(engine, "c", PROMPTS["c"])
+
+
+def test_page_freed_by_conversion_admits_a_waiting_request_in_the_next_step() -> None:
+    engine = tiny_engine(units=126)
+    engine.add_request(random_prompt(48), SamplingParams(max_tokens=10, ignore_eos=True), request_id="long")
+    engine.add_request(random_prompt(8), SamplingParams(max_tokens=5, ignore_eos=True), request_id="short")
+    for _ in range(7):
+        engine.step()
+    assert engine.stats()["waiting"] == 1
+    engine.set_level(1)
+    engine.step()
+    stats = engine.stats()
+    assert stats["waiting"] == 0
+    assert {r["id"]: r["computed_tokens"] for r in stats["requests"]}["short"] > 0
+    engine.run()
+    assert_as_reference(engine, "long", random_prompt(48))
+    assert_as_reference(engine, "short", random_prompt(8))
+    assert stats["conversions"] == {"by hand": 1}
+
+
+def test_nan_in_a_cache_fails_its_fold_and_names_the_layer() -> None:
+    engine = tiny_engine()
+    engine.add_request(PROMPTS["c"], GREEDY, request_id="c")
+    engine.step()
+    engine.arena.pages["v"][engine._requests["c"].memory.table(ORDER[1]).units[0]] = torch.inf
+    engine.set_level(2)
+    engine.run()
+    assert engine.final["c"].finish_reason == "error"
+    assert f"folding layer {ORDER[1]} gave non-finite" in engine.final["c"].error
+    assert engine.arena.free_units == engine.arena.n_units
+
+
+def test_short_requests_are_not_converted_by_memory_pressure() -> None:
+    engine = tiny_engine(policy=lambda state, signals, summaries, now: (state, []))
+    engine.add_request(random_prompt(5), SamplingParams(max_tokens=5, ignore_eos=True), request_id="x")
+    engine.run()
+    assert engine.final["x"].levels == [[0, 0]]
+
+
+def test_layer_about_to_outgrow_its_slot_is_converted_before_its_pages_pay_for_it() -> None:
+    engine = tiny_engine(units=80 + 45, policy=lambda state, signals, summaries, now: (state, []), max_step_tokens=14)
+    engine.add_request(
+        random_prompt(10), SamplingParams(max_tokens=30, ignore_eos=True), request_id="old", quality="full"
+    )
+    while len(engine.outputs.get("old", [])) < 27:
+        engine.step()
+    engine.add_request(random_prompt(27), SamplingParams(max_tokens=4, ignore_eos=True), request_id="new")
+    engine.run()
+    assert engine.final["new"].levels[1][0] == 13
+    assert engine.stats()["conversions"].keys() == {"memory"}
+    for name, tokens in (("old", 10), ("new", 27)):
+        assert_as_reference(engine, name, random_prompt(tokens))
+
+
+def test_relief_converts_no_more_than_it_must() -> None:
+    engine = tiny_engine(units=4 * 25, policy=lambda state, signals, summaries, now: (state, []))
+    engine.add_request(random_prompt(45), SamplingParams(max_tokens=10, ignore_eos=True), request_id="x")
+    engine.run()
+    assert [level for _, level in engine.final["x"].levels] == [0, 1]
+    assert engine.final["x"].levels[1][0] == 50
+    assert_as_reference(engine, "x", random_prompt(45))
+
+
+def test_accepted_request_runs_though_the_level_was_forced_down_meanwhile() -> None:
+    engine = tiny_engine(units=110, policy=lambda state, signals, summaries, now: (state, []))
+    engine.add_request(random_prompt(45), SamplingParams(max_tokens=6, ignore_eos=True), request_id="first")
+    engine.step()
+    engine.add_request(random_prompt(60), SamplingParams(max_tokens=10, ignore_eos=True), request_id="second")
+    engine.set_level(0)
+    engine.run()
+    assert engine.final["first"].levels == [[0, 0]]
+    assert engine.final["second"].levels == [[0, 2]]
+    assert_as_reference(engine, "second", random_prompt(60))
+
+
+def test_forced_level_waits_for_memory_instead_of_overdrawing() -> None:
+    engine = tiny_engine(units=4 * 6 + 3)
+    engine.add_request(random_prompt(4), SamplingParams(max_tokens=9, ignore_eos=True), request_id="x")
+    engine.step()
+    engine.set_level(3)
+    engine.run()
+    assert engine.final["x"].levels == [[0, 0]]
+    assert any(event["kind"] == "defer" for event in engine.stats()["events"])
+    assert_as_reference(engine, "x", random_prompt(4))
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_random_schedule(seed: int) -> None:
+    rng = random.Random(seed)
+    by_hand, by_policy = seed % 2 * 0.08, seed % 4 // 2 * 0.1
+
+    def policy(
+        state: Any, signals: Signals, summaries: Sequence[RequestSummary], now: float
+    ) -> tuple[Any, list[Decision]]:
+        names = [None, *(summary.id for summary in summaries)]
+        return state, [Decision(name, rng.randint(0, 3), "chance") for name in names if rng.random() < by_policy]
+
+    engine = tiny_engine(
+        units=rng.randint(60, 160),
+        policy=policy,
+        max_running=rng.choice([2, 4, 8]),
+        max_step_tokens=rng.choice([9, 13, 24, 64]),
+    )
+    prompts: dict[str, list[int]] = {}
+    offered = 0
+    while offered < 6 or engine.has_work:
+        if offered < 6 and rng.random() < 0.4:
+            offered += 1
+            name, prompt = f"r{offered}", random_prompt(rng.choice([1, 2, 5, 12, 25, 45, 60]), rng.randint(0, 10**6))
+            params = SamplingParams(max_tokens=rng.randint(1, 24), ignore_eos=True)
+            options = rng.choice(
+                [{}, {}, {}, {"quality": "full"}, {"quality": "balanced"}, {"max_level": 2}, {"min_level": 1}]
+            )
+            with contextlib.suppress(EngineError):
+                engine.add_request(prompt, params, request_id=name, **options)
+                prompts[name] = prompt
+        if rng.random() < by_hand:
+            engine.set_level(rng.choice([None, None, 0, 1, 2, 3]))
+        if prompts and rng.random() < 0.03:
+            engine.cancel(rng.choice(list(prompts)))
+        engine.step()
+        assert engine._scheduler.claimed_units <= engine.arena.n_units
+    assert engine.arena.free_units == engine.arena.n_units
+    for name, prompt in prompts.items():
+        assert engine.final[name].finish_reason in ("length", "abort")
+        assert_as_reference(engine, name, prompt)
