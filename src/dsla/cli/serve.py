@@ -1,0 +1,116 @@
+"""`dsla serve`: the OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dsla import __version__
+from dsla.cli.sizes import format_bytes, parse_bytes
+from dsla.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dsla.server.build import Service
+
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(
+    model: Annotated[
+        str | None, typer.Argument(help="Model folder or hub name. Default: SmolLM2-135M-Instruct.")
+    ] = None,
+    adapter: Annotated[str | None, typer.Option(help="Adapter folder. Default: the shipped one of the model.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.", min=0, max=65535)] = 8000,
+    memory: Annotated[
+        str | None, typer.Option(help="Budget of KV caches and states, as 512MiB. Default: half of the free memory.")
+    ] = None,
+    level: Annotated[
+        int | None, typer.Option(help="Fixed level of all requests: how many layers are converted.", min=0)
+    ] = None,
+    adaptive: Annotated[
+        bool | None,
+        typer.Option(
+            "--adaptive/--no-adaptive",
+            help="Convert layers under load. Default: yes, if there is an adapter and no --level.",
+        ),
+    ] = None,
+    page_tokens: Annotated[int, typer.Option(help="Tokens of a KV page.", min=1)] = 16,
+    max_step_tokens: Annotated[int, typer.Option(help="Tokens of one step, at most.", min=1)] = 512,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads to compute with. Default: PyTorch's choice.", min=1)
+    ] = None,
+) -> None:
+    """Serve a model with OpenAI's API; its layers are converted while requests run."""
+    memory_bytes = parse_bytes(memory, "--memory") if memory is not None else None
+    try:
+        from dsla.server.run import bind, server, url
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"dsla serve needs {error.name}: pip install 'dsla[serve]'") from None
+
+    with bind(host, port) as sock:
+        typer.echo(f"dsla {__version__}: loading {model or 'the default model'}")
+        from dsla.engine import AsyncEngine
+        from dsla.server.app import build_app
+        from dsla.server.build import EngineSettings, build_engine
+
+        service = build_engine(
+            EngineSettings(
+                model=model,
+                adapter=adapter,
+                memory_bytes=memory_bytes,
+                level=level,
+                adaptive=adaptive,
+                page_tokens=page_tokens,
+                max_step_tokens=max_step_tokens,
+                threads=threads,
+            )
+        )
+        app = build_app(AsyncEngine(service.engine), service.tokenizer, service.model_name)
+        rows = summary(service)
+        if host not in _LOCAL:
+            rows.append(("warning", "reachable from other machines, without keys; /admin answers to this one only"))
+        width = max(len(name) for name, _ in rows)
+        typer.echo("\n".join(f"  {name:<{width}}  {text}" for name, text in rows))
+        typer.echo(f"Serving OpenAI's API on {url(sock)}/v1 (Ctrl-C stops)")
+        with contextlib.suppress(KeyboardInterrupt):
+            server(app).run(sockets=[sock])
+        typer.echo("Stopped")
+
+
+def summary(service: Service) -> list[tuple[str, str]]:
+    """What a server runs with, resolved, as rows of a name and a text."""
+    import torch
+
+    engine = service.engine
+    decoder, arena, config = engine.decoder, engine.arena, engine.config
+    dtype = str(decoder.dtype).removeprefix("torch.")
+    top = len(decoder.order)
+    if service.adapter is None:
+        adapter = "none ships with this model: every request gets full attention"
+    else:
+        size = format_bytes(service.adapter.nbytes)
+        adapter = f"{service.adapter.path.name}, {top} of {decoder.n_layers} layers, {size}"
+    if not top:
+        levels = "0 only"
+    elif service.adaptive:
+        levels = f"0 ... {top}, adaptive: layers are converted when memory gets short"
+    else:
+        levels = f"fixed at {config.level or 0} of 0 ... {top}, until set through /admin/level"
+    if top and not decoder.foldable:
+        levels += "; the adapter is not foldable: running requests keep their level"
+    tokens = arena.budget_bytes // (decoder.kv_spec.bytes_per_token * decoder.n_layers)
+    return [
+        ("model", f"{service.model_name}, {decoder.n_layers} layers, {dtype}, context {decoder.max_tokens:,} tokens"),
+        ("adapter", adapter),
+        ("levels", levels),
+        ("weights", format_bytes(decoder.nbytes)),
+        ("memory", f"{format_bytes(arena.budget_bytes)} for requests: {tokens:,} tokens at level 0"),
+        (
+            "steps",
+            f"{config.max_step_tokens} tokens, {config.max_running} requests, pages of {arena.page_tokens} tokens",
+        ),
+        ("device", f"{decoder.device}, {torch.get_num_threads()} threads"),
+    ]

@@ -1,0 +1,164 @@
+"""From names to a running engine: model, adapter, memory budget and policy, resolved in one place for every command."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsla.adaptive import make_policy
+from dsla.convert.adapter import Adapter
+from dsla.convert.load import find_adapter, read_config
+from dsla.engine import Engine, EngineConfig, PackedDecoder
+from dsla.errors import ConfigError, ModelError
+from dsla.hub import resolve_model
+
+_MEMORY_SHARE = 0.5
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How an engine is built.
+
+    Attributes:
+        model: folder or hub name; None = the default model.
+        adapter: adapter folder; None = the shipped one of the model, if there is one.
+        memory_bytes: budget of KV pages and states; None = half of the memory that is free once the model is loaded.
+        level: level of all requests, fixed; None = the policy decides, or 0 without one.
+        adaptive: whether a policy may change levels; None = where the adapter allows it and no level is fixed.
+        page_tokens: tokens of a KV page.
+        max_step_tokens: tokens of a step, at most.
+        threads: threads of PyTorch; None = PyTorch's choice.
+    """
+
+    model: str | None = None
+    adapter: str | None = None
+    memory_bytes: int | None = None
+    level: int | None = None
+    adaptive: bool | None = None
+    page_tokens: int = 16
+    max_step_tokens: int = 512
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Service:
+    """What `build_engine` made.
+
+    Attributes:
+        engine: the engine, not running yet.
+        tokenizer: the model's.
+        model_name: name for requests.
+        adapter: the adapter in use, or None.
+        adaptive: whether a policy changes levels from the start.
+    """
+
+    engine: Engine
+    tokenizer: Any
+    model_name: str
+    adapter: Adapter | None
+    adaptive: bool
+
+
+def build_engine(settings: EngineSettings) -> Service:
+    """Loads model, tokenizer and adapter and makes an engine of them.
+
+    Args:
+        settings: what to build.
+
+    Raises:
+        ModelError: the model or its tokenizer cannot be had or is not supported.
+        AdapterError: the adapter is damaged or belongs to another model.
+        ConfigError: settings that contradict each other or the adapter.
+        EngineError: the memory budget is too small.
+    """
+    _check(settings)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    path = resolve_model(settings.model)
+    config = read_config(path)
+    dtype = config.dtype or torch.float32
+    adapter = find_adapter(path, config, settings.adapter, dtype)
+    decoder = PackedDecoder.load(path, adapter, dtype)
+    adaptive = _adaptive(settings, decoder)
+    if settings.level is not None and settings.level > len(decoder.order):
+        levels = f"this model has levels 0 ... {len(decoder.order)}{_hint(adapter)}"
+        raise ConfigError(f"level {settings.level} is out of range: {levels}")
+    budget = settings.memory_bytes or int(free_memory() * _MEMORY_SHARE)
+    engine = Engine(
+        decoder,
+        decoder.arena(budget, settings.page_tokens),
+        EngineConfig(max_step_tokens=settings.max_step_tokens, level=settings.level),
+        make_policy() if adaptive or _may_adapt(settings, decoder) else None,
+    )
+    return Service(engine, _tokenizer(path), _name(settings.model, path), adapter, adaptive)
+
+
+def free_memory() -> int:
+    """Bytes this process can still take: free memory of the machine, or of its control group where that is less.
+
+    Raises:
+        ConfigError: the system does not say.
+    """
+    try:
+        lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        try:
+            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (ValueError, OSError):
+            raise ConfigError("this system does not say how much memory is free: give --memory") from None
+    try:
+        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return min(free, max(int(limit) - int(used), 0))
+    except (OSError, ValueError):
+        return free
+
+
+def _check(settings: EngineSettings) -> None:
+    for name in ("memory_bytes", "page_tokens", "max_step_tokens", "threads"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be at least 1, found {value}")
+    if settings.level is not None and settings.level < 0:
+        raise ConfigError(f"level must be at least 0, found {settings.level}")
+    if settings.level is not None and settings.adaptive:
+        raise ConfigError("a fixed level and adaptive levels exclude each other: give one of them")
+
+
+def _may_adapt(settings: EngineSettings, decoder: PackedDecoder) -> bool:
+    """Whether there is a policy to switch to later, where a level is fixed at the start."""
+    return settings.adaptive is not False and bool(decoder.order)
+
+
+def _adaptive(settings: EngineSettings, decoder: PackedDecoder) -> bool:
+    if settings.adaptive and not decoder.order:
+        raise ConfigError(
+            "adaptive levels need an adapter, and none ships with this model: make one with `dsla convert`"
+        )
+    return settings.level is None and _may_adapt(settings, decoder)
+
+
+def _hint(adapter: Adapter | None) -> str:
+    return "" if adapter else " (it has no adapter: make one with `dsla convert`)"
+
+
+def _tokenizer(path: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{path} holds no tokenizer this version of transformers reads: {reason}") from None
+
+
+def _name(model: str | None, path: Path) -> str:
+    if model is None or Path(model).exists():
+        return path.resolve().name
+    return model

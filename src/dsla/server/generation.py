@@ -1,0 +1,149 @@
+"""From an engine's tokens to pieces of text: detokenizing, stop strings, several prompts at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from dsla.engine.request import StepOutput
+from dsla.errors import EngineError
+from dsla.server.detokenize import Detokenizer, TokenBytes
+from dsla.server.errors import ApiError, internal_error, unavailable
+from dsla.server.responses import DslaInfo, FinishReason
+from dsla.server.stop import StopStrings
+
+logger = logging.getLogger(__name__)
+
+_REASONS: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that one or more tokens completed.
+
+    Attributes:
+        text: new text, may be empty in the last piece.
+        finish_reason: None before the last piece.
+        prompt_tokens: tokens of the prompt.
+        completion_tokens: tokens generated so far.
+        dsla: level history and folded tokens so far.
+    """
+
+    text: str
+    finish_reason: FinishReason | None
+    prompt_tokens: int
+    completion_tokens: int
+    dsla: DslaInfo
+
+
+async def text_pieces(
+    outputs: AsyncGenerator[StepOutput, None], table: TokenBytes, stops: Sequence[str] = ()
+) -> AsyncGenerator[Piece, None]:
+    """Text of one request; closes `outputs`, which frees the request, however it ends.
+
+    Args:
+        outputs: what the engine generates for it.
+        table: bytes of the tokens.
+        stops: stop strings; the text ends before the first one.
+
+    Raises:
+        ApiError: the engine failed.
+    """
+    detokenizer, stop = Detokenizer(table), StopStrings(stops)
+    count = 0
+
+    def piece(out: StepOutput, text: str, reason: FinishReason | None, tokens: int) -> Piece:
+        info = DslaInfo(levels=out.levels, folded_tokens=out.folded_tokens)
+        return Piece(text, reason, out.prompt_tokens, tokens, info)
+
+    try:
+        async for out in outputs:
+            text = ""
+            for token in out.tokens:
+                count += 1
+                new, stopped = stop.add(detokenizer.add((token,)))
+                text += new
+                if stopped:
+                    yield piece(out, text, "stop", count)
+                    return
+            reason = _REASONS.get(out.finish_reason)
+            if reason is not None:
+                new, stopped = stop.add(detokenizer.finish())
+                text += new if stopped else new + stop.finish()
+                yield piece(out, text, "stop" if stopped else reason, out.completion_tokens)
+                return
+            if out.finish_reason is not None:
+                raise _failure(out)
+            if text:
+                yield piece(out, text, None, out.completion_tokens)
+        raise internal_error()
+    except EngineError as error:
+        raise unavailable() from error
+    finally:
+        await outputs.aclose()
+
+
+def _failure(out: StepOutput) -> ApiError:
+    if out.finish_reason == "abort":
+        return ApiError(503, "The request was cancelled by the server", code="cancelled")
+    logger.error("request %s failed: %s", out.request_id, out.error)
+    return internal_error()
+
+
+async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
+    """Items of several streams as they come, with the index of their stream; closes all, however it ends."""
+    queue: asyncio.Queue[tuple[int, T] | asyncio.Task[None]] = asyncio.Queue()
+
+    async def pump(index: int, stream: AsyncGenerator[T, None]) -> None:
+        async with aclosing(stream):
+            async for item in stream:
+                queue.put_nowait((index, item))
+
+    tasks = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
+    for task in tasks:
+        task.add_done_callback(queue.put_nowait)
+    try:
+        running = len(tasks)
+        while running:
+            item = await queue.get()
+            if isinstance(item, asyncio.Task):
+                item.result()
+                running -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Result of `work`, which is cancelled when the client goes away.
+
+    Raises:
+        ClientDisconnect: it went away.
+    """
+
+    async def disconnected() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(disconnected())
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)

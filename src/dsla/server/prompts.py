@@ -1,0 +1,76 @@
+"""From request bodies to token ids: chat template, tokenizing, limits of the context."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from dsla.server.errors import ApiError
+from dsla.server.protocol import Message
+
+
+class PromptReader:
+    """Turns messages, texts and token ids into prompts that fit the model.
+
+    Args:
+        tokenizer: Hugging Face fast tokenizer.
+        context_length: tokens a prompt and its answer may have together.
+    """
+
+    def __init__(self, tokenizer: Any, context_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._context_length = context_length
+
+    async def chat(self, messages: Sequence[Message], max_tokens: int | None) -> list[int]:
+        """Token ids of a conversation, ready for the answer.
+
+        Raises:
+            ApiError: no chat template, messages it refuses, or too many tokens.
+        """
+        text = self._render(messages)
+        return self._fitting(await self._encode(text, False), max_tokens, "messages")
+
+    async def completion(self, prompt: str | list[int], max_tokens: int | None) -> list[int]:
+        """Token ids of a prompt, given as text or as token ids.
+
+        Raises:
+            ApiError: an empty prompt, or too many tokens.
+        """
+        tokens = await self._encode(prompt, True) if isinstance(prompt, str) else prompt
+        return self._fitting(tokens, max_tokens, "prompt")
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        if not self._tokenizer.chat_template:
+            message = "This model has no chat template: use /v1/completions"
+            raise ApiError(400, message, param="messages", code="no_chat_template")
+        turns = [
+            {"role": "system" if message.role == "developer" else message.role, "content": message.text}
+            for message in messages
+        ]
+        try:
+            text: str = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            message = "The model's chat template refuses these messages: check the roles and their order"
+            raise ApiError(400, message, param="messages", code="invalid_value") from error
+        return text
+
+    async def _encode(self, text: str, special: bool) -> list[int]:
+        # A long text takes seconds: other requests go on.
+        encoded = await asyncio.to_thread(self._tokenizer, text, add_special_tokens=special, verbose=False)
+        tokens: list[int] = encoded["input_ids"]
+        return tokens
+
+    def _fitting(self, tokens: list[int], max_tokens: int | None, param: str) -> list[int]:
+        if not tokens:
+            raise ApiError(400, f"Invalid value for '{param}': it has no tokens", param=param, code="invalid_value")
+        answer = max_tokens or 1
+        if len(tokens) + answer > self._context_length:
+            message = (
+                f"This model's maximum context length is {self._context_length} tokens, but {len(tokens) + answer} "
+                f"were requested: {len(tokens)} in '{param}', {answer} to be generated. Shorten one of them"
+            )
+            raise ApiError(400, message, param=param, code="context_length_exceeded")
+        return tokens

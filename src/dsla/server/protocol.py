@@ -1,0 +1,214 @@
+"""The requests of the OpenAI API that this server takes, and the `dsla` fields it adds.
+
+A field of that API which is not implemented accepts only values that ask for nothing (so that clients which always send
+their defaults work) and is refused by name otherwise. Any other field is refused as unknown.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+from pydantic_core import PydanticCustomError
+
+MAX_PROMPTS = 256
+MAX_STOPS = 16
+
+
+class ApiModel(BaseModel):
+    """Base of all bodies: exact types, no unknown fields, finite numbers."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def only(*accepted: object) -> AfterValidator:
+    """Marks a field as not implemented: takes None and the `accepted` values, refuses others."""
+
+    def check(value: object) -> object:
+        if value is None or value in accepted:
+            return value
+        raise PydanticCustomError("unsupported", "it is not supported by this server; leave it out")
+
+    return AfterValidator(check)
+
+
+def _text(text: str) -> str:
+    """Refuses half a surrogate pair, which JSON can write and no tokenizer reads."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise PydanticCustomError("string_unicode", "a text holds half a surrogate pair") from None
+    return text
+
+
+def _prompts(value: object) -> list[str] | list[list[int]]:
+    """The four forms of a completion prompt, as a list of prompts."""
+    if isinstance(value, str):
+        return [_text(value)]
+    if isinstance(value, list) and value:
+        if all(isinstance(item, str) for item in value):
+            return _counted([_text(item) for item in value])
+        if _are_tokens(value):
+            return [value]
+        if all(isinstance(item, list) and item and _are_tokens(item) for item in value):
+            return _counted(value)
+    raise PydanticCustomError(
+        "prompt_type", "expected a text, a list of texts, token ids, or a list of lists of token ids, none empty"
+    )
+
+
+def _are_tokens(items: list[Any]) -> bool:
+    return all(type(item) is int for item in items)
+
+
+def _counted(prompts: list[Any]) -> list[Any]:
+    if len(prompts) > MAX_PROMPTS:
+        raise PydanticCustomError("too_long", f"at most {MAX_PROMPTS} prompts in one request, found {len(prompts)}")
+    return prompts
+
+
+def _stops(value: object) -> tuple[str, ...]:
+    stops = [value] if isinstance(value, str) else value
+    if stops is None:
+        return ()
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        raise PydanticCustomError("stop_type", "expected a text or a list of texts")
+    if "" in stops:
+        raise PydanticCustomError("string_too_short", "a stop text must not be empty")
+    if len(stops) > MAX_STOPS:
+        raise PydanticCustomError("too_long", f"at most {MAX_STOPS} stop texts, found {len(stops)}")
+    return tuple(_text(stop) for stop in stops)
+
+
+def _parts(value: object) -> object:
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+class StreamOptions(ApiModel):
+    """`stream_options`."""
+
+    include_usage: bool = False
+    include_obfuscation: Annotated[bool | None, only(False)] = None
+
+
+class DslaOptions(ApiModel):
+    """Which levels a request may have: how many layers may be converted to linear attention for it."""
+
+    quality: Literal["full", "balanced", "fast"] | None = Field(
+        default=None, description="full: never converted; balanced: up to half of the levels; fast: all levels"
+    )
+    max_level: int | None = Field(default=None, ge=0, description="level that this request is never raised above")
+    min_level: int | None = Field(default=None, ge=0, description="level that this request starts at, at least")
+
+
+class TextPart(ApiModel):
+    """One part of a message's content."""
+
+    type: Literal["text"]
+    text: Annotated[str, AfterValidator(_text)]
+
+
+class Message(ApiModel):
+    """One chat message."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[list[TextPart], BeforeValidator(_parts, json_schema_input_type=str | list[TextPart])]
+    # An assistant message that came from a server is sent back with these.
+    refusal: Annotated[str | None, only()] = None
+    name: Annotated[str | None, only()] = None
+    annotations: Annotated[list[Any] | None, only([])] = None
+    audio: Annotated[dict[str, Any] | None, only()] = None
+    tool_calls: Annotated[list[Any] | None, only([])] = None
+    function_call: Annotated[dict[str, Any] | None, only()] = None
+
+    @property
+    def text(self) -> str:
+        """All text of the message."""
+        return "".join(part.text for part in self.content)
+
+
+class GenerationRequest(ApiModel):
+    """What chat completions and completions have in common."""
+
+    model: str
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=1.0, ge=0, le=2)
+    top_p: float | None = Field(default=1.0, gt=0, le=1)
+    top_k: int | None = Field(default=0, ge=-1, description="0 or -1: all tokens")
+    min_p: float | None = Field(default=0.0, ge=0, lt=1)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    stop: Annotated[tuple[str, ...], PlainValidator(_stops, json_schema_input_type=str | list[str] | None)] = ()
+    ignore_eos: bool = False
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    dsla: DslaOptions = DslaOptions()
+    user: str | None = Field(default=None, description="accepted and not used")
+
+    n: Annotated[int | None, only(1)] = None
+    presence_penalty: Annotated[float | None, only(0)] = None
+    frequency_penalty: Annotated[float | None, only(0)] = None
+    repetition_penalty: Annotated[float | None, only(1)] = None
+    logit_bias: Annotated[dict[str, float] | None, only({})] = None
+    min_tokens: Annotated[int | None, only(0)] = None
+
+    @model_validator(mode="after")
+    def _stream_options_need_stream(self) -> GenerationRequest:
+        if self.stream_options is not None and not self.stream:
+            raise PydanticCustomError("only_with", "'stream_options' is allowed only when 'stream' is true")
+        return self
+
+    @property
+    def token_limit(self) -> int | None:
+        """Tokens to generate at most, None = as many as the context allows."""
+        return self.max_tokens
+
+
+class ChatCompletionRequest(GenerationRequest):
+    """Body of `POST /v1/chat/completions`."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+
+    logprobs: Annotated[bool | None, only(False)] = None
+    top_logprobs: Annotated[int | None, only(0)] = None
+    response_format: Annotated[dict[str, Any] | None, only({"type": "text"})] = None
+    tools: Annotated[list[Any] | None, only([])] = None
+    tool_choice: Annotated[str | dict[str, Any] | None, only("none", "auto")] = None
+    parallel_tool_calls: Annotated[bool | None, only(False, True)] = None
+    functions: Annotated[list[Any] | None, only([])] = None
+    function_call: Annotated[str | dict[str, Any] | None, only("none", "auto")] = None
+    modalities: Annotated[list[str] | None, only(["text"])] = None
+    store: Annotated[bool | None, only(False)] = None
+    service_tier: Annotated[str | None, only("auto", "default")] = None
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> ChatCompletionRequest:
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise PydanticCustomError("only_one", "give 'max_completion_tokens' or 'max_tokens', not both")
+        return self
+
+    @property
+    def token_limit(self) -> int | None:
+        return self.max_tokens or self.max_completion_tokens
+
+
+class CompletionRequest(GenerationRequest):
+    """Body of `POST /v1/completions`."""
+
+    prompt: Annotated[
+        list[str] | list[list[int]],
+        PlainValidator(_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+    ]
+    max_tokens: int | None = Field(default=16, ge=1)
+
+    echo: Annotated[bool | None, only(False)] = None
+    best_of: Annotated[int | None, only(1)] = None
+    suffix: Annotated[str | None, only("")] = None
+    logprobs: Annotated[int | None, only()] = None
+
+
+class LevelRequest(ApiModel):
+    """Body of `POST /admin/level`."""
+
+    level: int | None = Field(ge=0, description="level of all requests from now on; null: adaptive again")

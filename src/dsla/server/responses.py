@@ -1,0 +1,127 @@
+"""The bodies this server answers with, as the OpenAI API has them, with the field `dsla` added."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+FinishReason = Literal["stop", "length"]
+
+
+class Usage(BaseModel):
+    """Tokens read and written."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+    @classmethod
+    def of(cls, prompt_tokens: int, completion_tokens: int) -> Usage:
+        """Usage with its total."""
+        return cls(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
+        )
+
+
+class DslaInfo(BaseModel):
+    """How a request was computed: `levels` is `[[from_token, level], ...]`, `folded_tokens` is summed over layers."""
+
+    levels: list[list[int]]
+    folded_tokens: int
+
+
+class AssistantMessage(BaseModel):
+    """The message of a chat completion."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class ChatChoice(BaseModel):
+    """The answer of a chat completion."""
+
+    index: int
+    message: AssistantMessage
+    finish_reason: FinishReason
+
+
+class ChatCompletion(BaseModel):
+    """Answer of `POST /v1/chat/completions`."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    dsla: DslaInfo
+
+
+class TextChoice(BaseModel):
+    """The continuation of one prompt. `dsla` is there where the request has several prompts."""
+
+    index: int
+    text: str
+    finish_reason: FinishReason
+    dsla: DslaInfo | None = None
+
+
+class Completion(BaseModel):
+    """Answer of `POST /v1/completions`. `dsla` is there where the request has one prompt."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: Usage
+    dsla: DslaInfo | None = None
+
+
+class ModelCard(BaseModel):
+    """A model that is served; level L has L of its layers converted."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["dsla"] = "dsla"
+    max_model_len: int
+    max_level: int
+
+
+class ModelList(BaseModel):
+    """Answer of `GET /v1/models`."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Health(BaseModel):
+    """Answer of `GET /health`."""
+
+    status: Literal["ok"] = "ok"
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong; `param` names the field."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """Body of every answer with a status of 400 or more."""
+
+    error: ErrorDetail
+
+
+class AdminState(BaseModel):
+    """Answer of `GET /admin/state` and `POST /admin/level`."""
+
+    model: str
+    stats: dict[str, Any]

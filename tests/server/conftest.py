@@ -1,0 +1,67 @@
+"""A server of a tiny model on a free port, for all tests of this folder."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from dsla.engine import AsyncEngine
+from dsla.server.app import build_app
+from dsla.server.run import bind, server, url
+from tests.server.tiny import tiny_engine, tiny_tokenizer
+
+MODEL = "tiny/model"
+
+
+@dataclass
+class Served:
+    """A running server and clients of it."""
+
+    engine: AsyncEngine
+    address: str
+    http: httpx.Client
+    client: openai.OpenAI
+
+    def stats(self) -> dict[str, Any]:
+        stats: dict[str, Any] = self.http.get("/admin/state").json()["stats"]
+        return stats
+
+    def wait_until_idle(self, seconds: float = 2.0) -> None:
+        """Waits until no request is open and all memory is free."""
+        end = time.monotonic() + seconds
+        while (stats := self.stats())["running"] or stats["waiting"]:
+            assert time.monotonic() < end, f"requests still open: {stats['requests']}"
+            time.sleep(0.01)
+        assert stats["free_bytes"] == stats["budget_bytes"]
+
+
+@pytest.fixture(scope="package")
+def _running() -> Iterator[Served]:
+    engine = AsyncEngine(tiny_engine())
+    sock = bind("127.0.0.1", 0)
+    runner = server(build_app(engine, tiny_tokenizer(), MODEL))
+    thread = threading.Thread(target=runner.run, kwargs={"sockets": [sock]})
+    thread.start()
+    address = url(sock)
+    with httpx.Client(base_url=address, timeout=20) as http:
+        yield Served(engine, address, http, openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0))
+    runner.should_exit = True
+    thread.join(20)
+    assert not thread.is_alive()
+    assert not engine.healthy
+
+
+@pytest.fixture
+def served(_running: Served) -> Iterator[Served]:
+    """The server; after each test it must be alive and empty."""
+    yield _running
+    _running.wait_until_idle()
+    assert _running.http.get("/health").json() == {"status": "ok"}
+    _running.http.post("/admin/level", json={"level": None}).raise_for_status()

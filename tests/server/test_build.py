@@ -1,0 +1,126 @@
+"""Settings become an engine, or an error that says which setting is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsla.engine import SamplingParams
+from dsla.errors import AdapterError, ConfigError, EngineError, ModelError
+from dsla.server import build
+from dsla.server.build import EngineSettings, build_engine, free_memory
+from tests.server.tiny import save_adapter, save_model
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    base = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DSLA_HOME", str(base / "home"))
+        model = save_model(base / "tiny")
+        adapter = save_adapter(base / "adapter", model)
+    return str(model), str(adapter)
+
+
+@pytest.fixture(autouse=True)
+def _home(folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSLA_HOME", str(Path(folders[0]).parent / "home"))
+
+
+def test_model_and_adapter_make_an_engine_that_generates(folders: tuple[str, str]) -> None:
+    service = build_engine(EngineSettings(*folders, memory_bytes=4 << 20, page_tokens=8, max_step_tokens=100))
+    assert service.model_name == "tiny"
+    assert service.adaptive
+    engine = service.engine
+    assert (len(engine.decoder.order), engine.arena.page_tokens, engine.config.max_step_tokens) == (3, 8, 100)
+    assert 0.9 * (4 << 20) < engine.arena.budget_bytes <= 4 << 20
+    engine.add_request(service.tokenizer("fox")["input_ids"], SamplingParams(5, ignore_eos=True), min_level=3)
+    tokens = []
+    while engine.has_work:
+        for output in engine.step():
+            tokens += output.tokens
+    assert len(tokens) == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "adaptive", "level"),
+    [({}, True, None), ({"adaptive": True}, True, None), ({"adaptive": False}, False, 0), ({"level": 2}, False, 2)],
+    ids=str,
+)
+def test_who_decides_the_level(folders: tuple[str, str], settings: dict[str, Any], adaptive: bool, level: int) -> None:
+    service = build_engine(EngineSettings(*folders, memory_bytes=1 << 20, **settings))
+    assert service.adaptive is adaptive
+    assert service.engine.stats()["level"] == level
+
+
+def test_a_fixed_level_can_be_given_back_to_the_policy_unless_that_is_off(folders: tuple[str, str]) -> None:
+    build_engine(EngineSettings(*folders, memory_bytes=1 << 20, level=2)).engine.set_level(None)
+    fixed = build_engine(EngineSettings(*folders, memory_bytes=1 << 20, level=2, adaptive=False)).engine
+    with pytest.raises(EngineError, match="no policy"):
+        fixed.set_level(None)
+
+
+def test_without_an_adapter_there_is_level_0_only(folders: tuple[str, str]) -> None:
+    service = build_engine(EngineSettings(folders[0], memory_bytes=1 << 20))
+    assert service.adapter is None
+    assert not service.adaptive
+    assert service.engine.stats()["max_level"] == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"level": 4}, ConfigError, r"level 4 is out of range.* 0 \.\.\. 3"),
+        ({"level": -1}, ConfigError, "level must be at least 0"),
+        ({"level": 1, "adaptive": True}, ConfigError, "exclude each other"),
+        ({"memory_bytes": 0}, ConfigError, "memory_bytes must be at least 1"),
+        ({"memory_bytes": 10}, EngineError, "does not hold one KV page"),
+        ({"page_tokens": 0}, ConfigError, "page_tokens"),
+        ({"threads": 0}, ConfigError, "threads"),
+        ({"max_step_tokens": 5}, EngineError, "max_step_tokens"),
+        ({"adapter": None, "level": 1}, ConfigError, "it has no adapter"),
+        ({"adapter": None, "adaptive": True}, ConfigError, "need an adapter"),
+        ({"adapter": "/no/such/folder"}, AdapterError, "no adapter at"),
+        ({"model": "/no/such/folder"}, ModelError, "no model folder"),
+    ],
+    ids=str,
+)
+def test_bad_settings(folders: tuple[str, str], settings: dict[str, Any], error: type[Exception], message: str) -> None:
+    given = {"model": folders[0], "adapter": folders[1], "memory_bytes": 1 << 20} | settings
+    with pytest.raises(error, match=message):
+        build_engine(EngineSettings(**given))
+
+
+def test_end_tokens_of_the_generation_config_count(folders: tuple[str, str], tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model")
+    file = model / "generation_config.json"
+    file.write_text(json.dumps({"eos_token_id": [0, 5]}))
+    assert build_engine(EngineSettings(str(model), memory_bytes=1 << 20)).engine.decoder.eos_token_ids == {0, 2, 5}
+
+
+def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model")
+    for file in model.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ModelError, match="tokenizer"):
+        build_engine(EngineSettings(str(model), memory_bytes=1 << 20))
+
+
+def test_free_memory_minds_the_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal:       2000 kB\nMemAvailable:   1000 kB\n")
+    monkeypatch.setattr(build, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(build, "_CGROUP", tmp_path)
+    assert free_memory() == 1000 * 1024
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("100\n")
+    assert free_memory() == 1000 * 1024
+    (tmp_path / "memory.max").write_text("600\n")
+    assert free_memory() == 500
+
+
+def test_free_memory_without_meminfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "_MEMINFO", tmp_path / "none")
+    assert free_memory() > 0

@@ -1,0 +1,138 @@
+"""From the engine's outputs to pieces of text, without an engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
+import pytest
+
+from dsla.engine import StepOutput
+from dsla.errors import EngineError
+from dsla.server.detokenize import TokenBytes
+from dsla.server.errors import ApiError
+from dsla.server.generation import Piece, merged, text_pieces
+
+TABLE = TokenBytes([b"ab", b"c", b"\xc3", b"\xa9", b"<", b"end>"])
+
+
+class Outputs:
+    """A request's outputs, given in advance, that know whether they were closed."""
+
+    def __init__(
+        self, groups: Sequence[Sequence[int]], reason: str | None = "length", error: Exception | None = None
+    ) -> None:
+        self.groups, self.reason, self.error, self.closed = groups, reason, error, False
+
+    async def stream(self) -> AsyncGenerator[StepOutput, None]:
+        try:
+            count = 0
+            for place, group in enumerate(self.groups):
+                count += len(group)
+                last = place == len(self.groups) - 1 and self.error is None
+                yield StepOutput("r", list(group), self.reason if last else None, None, 7, count, [[0, 1]], 5)
+                await asyncio.sleep(0)
+            if self.error is not None:
+                raise self.error
+        finally:
+            self.closed = True
+
+
+def pieces(outputs: Outputs, stops: Sequence[str] = ()) -> list[Piece]:
+    async def collect() -> list[Piece]:
+        try:
+            return [piece async for piece in text_pieces(outputs.stream(), TABLE, stops)]
+        finally:
+            # At once, not whenever the garbage collector finds the generator.
+            assert outputs.closed
+
+    return asyncio.run(collect())
+
+
+def test_text_comes_when_characters_are_complete() -> None:
+    found = pieces(Outputs([[0], [2], [3, 1], []]))
+    assert [(piece.text, piece.finish_reason, piece.completion_tokens) for piece in found] == [
+        ("ab", None, 1),
+        ("éc", None, 4),
+        ("", "length", 4),
+    ]
+    assert found[-1].prompt_tokens == 7
+    assert found[-1].dsla.model_dump() == {"levels": [[0, 1]], "folded_tokens": 5}
+
+
+def test_an_unfinished_character_ends_as_a_replacement() -> None:
+    assert [piece.text for piece in pieces(Outputs([[0], [2]]))] == ["ab", "\ufffd"]
+
+
+@pytest.mark.parametrize("groups", [[[0], [4], [5], [1]], [[0, 4, 5, 1]], [[0, 4], [5, 1]]], ids=str)
+def test_a_stop_text_ends_the_request_and_counts_the_tokens_up_to_it(groups: list[list[int]]) -> None:
+    outputs = Outputs(groups)
+    found = pieces(outputs, ["<end>"])
+    assert "".join(piece.text for piece in found) == "ab"
+    assert (found[-1].finish_reason, found[-1].completion_tokens) == ("stop", 3)
+
+
+def test_the_beginning_of_a_stop_text_is_sent_at_the_end() -> None:
+    found = pieces(Outputs([[0], [4]], reason="stop"), ["<end>"])
+    assert [(piece.text, piece.finish_reason) for piece in found] == [("ab", None), ("<", "stop")]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "status"),
+    [
+        (Outputs([[0]], reason="abort"), 503),
+        (Outputs([[0]], reason="error"), 500),
+        (Outputs([[0]], error=EngineError("inside")), 503),
+        (Outputs([[0]], reason=None), 500),
+    ],
+    ids=["abort", "error", "stopped", "cut off"],
+)
+def test_failures(outputs: Outputs, status: int) -> None:
+    with pytest.raises(ApiError) as caught:
+        pieces(outputs)
+    assert caught.value.status == status
+    assert "inside" not in caught.value.message
+
+
+async def numbers(count: int, closed: list[int], fail: bool = False) -> AsyncGenerator[int, None]:
+    try:
+        for number in range(count):
+            await asyncio.sleep(0)
+            yield number
+        if fail:
+            raise ValueError("broken")
+    finally:
+        closed.append(count)
+
+
+def test_merged_gives_everything_in_order_of_each_stream() -> None:
+    async def collect() -> list[tuple[int, int]]:
+        return [item async for item in merged([numbers(2, closed), numbers(0, closed), numbers(3, closed)])]
+
+    closed: list[int] = []
+    found = asyncio.run(collect())
+    assert sorted(found) == [(0, 0), (0, 1), (2, 0), (2, 1), (2, 2)]
+    assert [number for index, number in found if index == 2] == [0, 1, 2]
+    assert sorted(closed) == [0, 2, 3]
+
+
+def test_merged_closes_all_when_one_fails() -> None:
+    async def collect() -> None:
+        async for _ in merged([numbers(10**6, closed), numbers(2, closed, fail=True)]):
+            pass
+
+    closed: list[int] = []
+    with pytest.raises(ValueError, match="broken"):
+        asyncio.run(collect())
+    assert sorted(closed) == [2, 10**6]
+
+
+def test_merged_closes_all_when_it_is_closed() -> None:
+    async def take_one() -> None:
+        stream = merged([numbers(10**6, closed), numbers(10**5, closed)])
+        await anext(stream)
+        await stream.aclose()
+        assert sorted(closed) == [10**5, 10**6]
+
+    closed: list[int] = []
+    asyncio.run(take_one())
