@@ -149,10 +149,11 @@ class Levels:
 
     Attributes:
         level: the active level.
+        mixers: as given.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, mixers: dict[int, DslaMixer]) -> None:
-        self.plan, self.level = plan, 0
+        self.plan, self.mixers, self.level = plan, mixers, 0
         family = family_of(model.config)
         self._layers = model.get_submodule(family.layers)
         self._name = family.attention

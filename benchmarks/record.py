@@ -1,0 +1,42 @@
+"""What every committed result says of its origin."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import dsla
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def origin() -> dict[str, Any]:
+    """Commit, machine, versions, threads and command of this run."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    changed = subprocess.run(["git", "status", "--porcelain", "src"], capture_output=True, text=True, check=True).stdout
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit + ("-dirty" if changed else ""),
+        "machine": f"{_processor()}, {torch.get_num_threads()} threads",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "dsla": dsla.__version__,
+        },
+        "command": " ".join([Path(sys.argv[0]).name, *(Path(x).name if "/" in x else x for x in sys.argv[1:])]),
+    }
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
