@@ -37,7 +37,7 @@ class DataSettings:
 
     seq_len: int = 2048
     tokens: int = 131_072
-    valid_tokens: int = 16_384
+    valid_tokens: int = 8_192
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class TrainSettings:
         gate_contrast: weight of the term that drives history and recency gates apart.
     """
 
-    epochs: int = 2
-    batch_tokens: int = 4096
-    lr: float = 3e-3
+    epochs: int = 3
+    batch_tokens: int = 2048
+    lr: float = 0.01
     warmup: float = 0.05
     weight_decay: float = 0.0
     grad_clip: float = 1.0
