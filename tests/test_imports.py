@@ -26,6 +26,7 @@ LAYERS = (
     ("sensitivity", "distill", "evals", "engine"),
     ("adaptive",),
     ("server",),
+    ("bench",),
     ("cli",),
 )
 """Every unit of the package, lowest first; a unit imports itself and what is below it, and its neighbours as listed."""

@@ -159,11 +159,7 @@ class LevelControl:
     def signals(self) -> Signals:
         """The load now."""
         running, waiting = self._scheduler.running.values(), self._scheduler.waiting
-        wanted = sum(
-            request.memory.units_to_hold(min(max(len(request.prompt), request.computed) + 1, request.final_tokens))
-            for request in running
-            if request.memory is not None
-        )
+        wanted = self._scheduler.wanted_units(self._scheduler.plan())
         return Signals(
             budget_bytes=self._arena.budget_bytes,
             kv_bytes=self._arena.kv_bytes,
@@ -179,7 +175,7 @@ class LevelControl:
     def _summary(self, request: Request) -> RequestSummary:
         final_pages, slot = self._arena.page_count(request.final_tokens), self._arena.slot_units
         kept = self._decoder.n_layers - request.level
-        now_pages = self._arena.page_count(request.computed) if request.computed else final_pages
+        saved_now = self._arena.page_count(request.computed) - slot if request.computed else 0
         page_bytes = self._arena.page_bytes
         return RequestSummary(
             id=request.id,
@@ -187,7 +183,7 @@ class LevelControl:
             max_level=request.ceiling,
             computed_tokens=request.computed,
             final_tokens=request.final_tokens,
-            saving_per_layer=(now_pages - slot) * page_bytes,
+            saving_per_layer=saved_now * page_bytes,
             final_bytes=(kept * final_pages + request.level * slot) * page_bytes,
             final_saving_per_layer=(final_pages - slot) * page_bytes,
         )

@@ -103,11 +103,14 @@ class Scheduler:
                 left -= count
                 yield Chunk(request, count)
 
-    def missing_units(self, chunks: list[Chunk]) -> int:
-        """Units a step lacks (0 = none)."""
-        wanted = sum(
+    def wanted_units(self, chunks: list[Chunk]) -> int:
+        """Units a step takes beside those in use."""
+        return sum(
             chunk.request.memory.units_to_hold(chunk.request.computed + chunk.count)
             for chunk in chunks
             if chunk.request.memory is not None
         )
-        return max(wanted - self._arena.free_units, 0)
+
+    def missing_units(self, chunks: list[Chunk]) -> int:
+        """Units a step lacks (0 = none)."""
+        return max(self.wanted_units(chunks) - self._arena.free_units, 0)

@@ -15,7 +15,8 @@ class Signals:
         budget_bytes: bytes of the arena.
         kv_bytes: bytes of KV pages in use.
         state_bytes: bytes of state slots in use.
-        wanted_bytes: bytes running requests want for the rest of their prompts and the next token, at their levels now.
+        wanted_bytes: bytes the next step takes beside those in use, at the levels of now. Prompts that are read later do
+            not count: they take nothing yet, and layers converted for them would be converted too early.
         running: running requests.
         waiting: requests in the queue.
         waiting_tokens: their prompt tokens.
@@ -49,8 +50,8 @@ class RequestSummary:
         max_level: level it may be raised to.
         computed_tokens: tokens it remembers.
         final_tokens: tokens it remembers at most in the end.
-        saving_per_layer: bytes freed now by converting one more layer; negative below the break-even length. For a
-            request with nothing computed yet, the bytes one converted layer saves in the end.
+        saving_per_layer: bytes freed now by converting one more layer; negative below the break-even length, 0 while
+            nothing is computed.
         final_bytes: bytes it takes in the end at its level.
         final_saving_per_layer: bytes one more converted layer saves in the end.
     """

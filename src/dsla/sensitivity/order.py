@@ -60,7 +60,7 @@ def plot_scores(plan: Plan, path: Path) -> None:
         len(plan.scores), 1, figsize=(9, 2.6 * len(plan.scores)), layout="constrained", squeeze=False
     )
     place = {layer: rank / max(len(plan.order) - 1, 1) for rank, layer in enumerate(plan.order)}
-    labels = {"kl": "KL of converting this layer alone (nats)", "entropy": "attention entropy (nats)"}
+    labels = {"kl": "KL, converted alone (nats)", "entropy": "attention entropy (nats)"}
     for axis, (metric, scores) in zip(axes[:, 0], plan.scores.items(), strict=True):
         axis.bar(range(len(scores)), scores, color=[pyplot.cm.viridis(place[layer]) for layer in range(len(scores))])
         axis.set_ylabel(labels.get(metric, metric))
