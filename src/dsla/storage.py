@@ -42,10 +42,18 @@ def write_json(path: Path, data: Any) -> None:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Writes `tensors` as safetensors, atomically."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     ready = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(ready, temporary, metadata))
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(ready, temporary, metadata)
+        except SafetensorError as error:  # what safetensors makes of a full disk, too
+            raise OSError(str(error)) from error
+
+    write_atomically(path, write)
 
 
 def sha256(path: Path) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from dsla.convert.adapter import layer_file, load_adapter, save_layer, stored_weights
 from dsla.convert.plan import Plan, Teacher
 from dsla.errors import AdapterError
 from dsla.mixers import AttentionShape, DslaConfig, DslaMixer
+from dsla.storage import write_json
 
 SHAPE = AttentionShape(hidden_size=24, n_heads=4, n_kv_heads=2, head_dim=6)
 CONFIG = DslaConfig(window=4, sinks=2, delta_rank=3)
@@ -21,9 +24,10 @@ TEACHER = Teacher("tiny", "0" * 64, 4)
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
     Plan(TEACHER, (2, 0, 3), CONFIG).save(tmp_path / "plan.json")
-    for layer in (2, 0):
+    write_json(tmp_path / "manifest.json", {"format": 1, "layers": {}, "made_from": {"mixer": asdict(CONFIG)}})
+    for position, layer in enumerate((2, 0)):
         torch.manual_seed(layer)
-        save_layer(tmp_path, layer, DslaMixer(CONFIG, SHAPE), {"errors": [0.5]})
+        save_layer(tmp_path, layer, DslaMixer(CONFIG, SHAPE), {"position": position, "errors": [0.5]})
     return tmp_path
 
 
@@ -52,6 +56,12 @@ def edit(path: Path, change) -> None:  # type: ignore[no-untyped-def]
     path.write_text(json.dumps(data))
 
 
+def retrained(directory: Path, **settings: object) -> None:
+    """Changes mixer settings everywhere they stand, as if the layers had been trained so."""
+    edit(directory / "plan.json", lambda p: p["mixer"].update(settings))
+    edit(directory / "manifest.json", lambda m: m["made_from"]["mixer"].update(settings))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -64,15 +74,21 @@ def edit(path: Path, change) -> None:  # type: ignore[no-untyped-def]
         (lambda d: edit(d / "plan.json", lambda p: p["order"].append(2)), "twice"),
         (lambda d: edit(d / "plan.json", lambda p: p.update(surprise=1)), "unknown key 'surprise'"),
         (lambda d: edit(d / "plan.json", lambda p: p["mixer"].update(window="big")), "window: expected int"),
-        (lambda d: edit(d / "plan.json", lambda p: p["mixer"].update(delta_rank=5)), "has shape"),
-        (lambda d: edit(d / "plan.json", lambda p: p["mixer"].update(mixing="head")), "does not belong"),
+        (lambda d: retrained(d, delta_rank=5), "has shape"),
+        (lambda d: retrained(d, mixing="head"), "does not belong"),
         (lambda d: edit(d / "manifest.json", lambda m: m.update(format=2)), "format version 2"),
         (lambda d: edit(d / "manifest.json", lambda m: m.pop("layers")), "damaged"),
         (lambda d: (d / "manifest.json").write_bytes(b"\xff\xfe"), "damaged"),
+        (lambda d: (d / "manifest.json").unlink(), "no manifest"),
+        (lambda d: edit(d / "manifest.json", lambda m: m["layers"].pop("2")), "place 1 of the order is layer 2"),
+        (lambda d: edit(d / "plan.json", lambda p: p["order"].reverse()), "place 1 of the order is layer 3"),
+        (lambda d: edit(d / "plan.json", lambda p: p["mixer"].update(window=3)), "mixer.window is 3, trained was 4"),
+        (lambda d: edit(d / "plan.json", lambda p: p.update(order=[])), "names no layer"),
     ],
     ids=[
         "truncated", "swapped", "missing", "no plan", "broken plan", "no such layer", "layer twice", "unknown key",
-        "wrong type", "wrong shape", "extra tensor", "newer version", "no layers", "binary manifest",
+        "wrong type", "wrong shape", "extra tensor", "newer version", "no layers", "binary manifest", "no manifest",
+        "gap", "order edited", "mixer edited", "empty order",
     ],
 )  # fmt: skip
 def test_damage_is_named(adapter: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]
@@ -97,13 +113,23 @@ def test_edited_weights_with_a_matching_hash_are_checked_by_shape(adapter: Path)
         load(adapter)
 
 
-def test_full_disk_keeps_what_was_there(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("dsla.storage.os.fsync", OSError(28, "No space left on device")),
+        ("safetensors.torch.save_file", SafetensorError("I/O error: No space left on device (os error 28)")),
+    ],
+    ids=["fsync", "safetensors"],
+)
+def test_full_disk_keeps_what_was_there(
+    where: str, error: Exception, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = {name: tensor.clone() for name, tensor in load(adapter)[2].state_dict().items()}
 
     def full(*args: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
-    monkeypatch.setattr("dsla.storage.os.fsync", full)
+    monkeypatch.setattr(where, full)
     with pytest.raises(AdapterError, match="No space left"):
         save_layer(adapter, 2, DslaMixer(CONFIG, SHAPE), {})
     monkeypatch.undo()

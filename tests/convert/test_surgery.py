@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, LlamaForCausalLM, StaticCache
 
 from dsla.convert.plan import Plan, Teacher
 from dsla.convert.surgery import Levels
@@ -103,6 +106,28 @@ def test_bad_levels_padding_caches_and_going_back_are_refused(model) -> None:  #
     model.dsla.set(0)
     with pytest.raises(ModelError, match="cannot become attention again"):
         model(PROMPT[:, :1], past_key_values=cache)
+
+
+def test_saved_at_any_level_it_is_the_teacher(model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    names = set(tiny_model().state_dict())
+    model.dsla.set(3)
+    assert set(model.state_dict()) == names
+    model.save_pretrained(tmp_path)
+    again = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    model.dsla.set(0)
+    assert torch.equal(again(PROMPT).logits, model(PROMPT).logits)
+
+
+def test_moved_models_and_own_masks_are_refused(model) -> None:  # type: ignore[no-untyped-def]
+    model.dsla.set(1)
+    causal = torch.ones(23, 23).tril().bool().view(1, 1, 23, 23)
+    with pytest.raises(ModelError, match="masks of one's own"):
+        model(PROMPT, attention_mask=causal.expand(2, -1, -1, -1))
+    mixers = model.dsla.mixers
+    model.dsla.mixers = {layer: copy.deepcopy(mixer).to("meta") for layer, mixer in mixers.items()}
+    with pytest.raises(ModelError, match="give the device to dsla.load"):
+        model(PROMPT)
+    model.dsla.mixers = mixers
 
 
 def test_missing_layers_are_named() -> None:

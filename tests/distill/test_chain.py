@@ -5,21 +5,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from dsla.convert import load_adapter
 from dsla.convert.adapter import layer_file, read_manifest
 from dsla.distill import convert
 from dsla.distill.chain import Progress
 from dsla.distill.report import plot_training
-from dsla.errors import AdapterError, DataError, TrainingError
+from dsla.errors import AdapterError, DataError, PlanError, TrainingError
 from dsla.families import attention_shape
 from dsla.mixers import DslaMixer
 from tests.distill.tiny import PLAN, RECIPE, TEACHER, TEXT, TinyTokenizer, teacher
@@ -61,7 +64,8 @@ def test_chain_trains_mixers_only_and_reports(text: Path, tmp_path: Path) -> Non
         if "mixer" not in name:
             assert torch.equal(parameter, before[name]), f"{name} was changed"
     assert isinstance(seen[-1], Progress) and seen[-1].phase == "done" and seen[-1].position == 3
-    assert manifest["made_from"]["recipe"]["seed"] == 5 and manifest["data_sha256"]["text.txt"]
+    assert manifest["made_from"]["seed"] == 5 and manifest["made_from"]["files"]["text.txt"]
+    assert manifest["layers"]["1"]["tokens"] == 2 * 512 and manifest["layers"]["1"]["train"]["lr"] == 0.02
     assert not (tmp_path / "out" / "progress").exists()
     assert load_adapter(tmp_path / "out", attention_shape(model.config), TEACHER.sha256).max_level == 3
     plot_training(tmp_path / "out", tmp_path / "training.png")
@@ -78,8 +82,9 @@ def test_killed_at_any_moment_ends_in_the_same_weights(text: Path, tmp_path: Pat
         if wait is None:
             assert child.wait() == 0
             break
-        while not (tmp_path / "killed" / "progress").exists() and child.poll() is None:
-            time.sleep(0.005)
+        checkpoint = tmp_path / "killed" / "progress" / "layer.safetensors"
+        while not checkpoint.exists() and child.poll() is None:
+            time.sleep(0.001)
         time.sleep(wait)
         child.send_signal(signal.SIGKILL)
         kills += child.wait() == -signal.SIGKILL
@@ -90,9 +95,6 @@ def test_killed_at_any_moment_ends_in_the_same_weights(text: Path, tmp_path: Pat
 def test_stopped_within_a_layer_ends_in_the_same_weights(text: Path, tmp_path: Path) -> None:
     """As above, at every kind of step, in one process."""
     convert(teacher(), TinyTokenizer(), PLAN, RECIPE, [text], tmp_path / "whole")
-
-    class Stop(Exception):
-        pass
 
     def stop_at(phase: str, position: int, step: int):  # type: ignore[no-untyped-def]
         def on_progress(progress: Progress) -> None:
@@ -122,11 +124,72 @@ def test_partial_conversion_is_a_prefix(text: Path, tmp_path: Path) -> None:
     assert (tmp_path / "one" / layer_file(1)).read_bytes() == (tmp_path / "all" / layer_file(1)).read_bytes()
 
 
-def test_another_recipe_in_the_same_folder_is_refused(text: Path, tmp_path: Path) -> None:
-    short = dataclasses.replace(RECIPE, layers=1)
-    convert(teacher(), TinyTokenizer(), PLAN, short, [text], tmp_path / "out")
-    with pytest.raises(AdapterError, match="another recipe"):
-        convert(teacher(), TinyTokenizer(), PLAN, dataclasses.replace(short, seed=6), [text], tmp_path / "out")
+def test_finished_layers_bind_mixer_text_and_order_but_not_the_training_of_the_next(text: Path, tmp_path: Path) -> None:
+    out, short = tmp_path / "out", dataclasses.replace(RECIPE, layers=1)
+    convert(teacher(), TinyTokenizer(), PLAN, short, [text], out)
+    first = (out / layer_file(1)).read_bytes()
+    with pytest.raises(AdapterError, match=r"other settings \(seed\)"):
+        convert(teacher(), TinyTokenizer(), PLAN, dataclasses.replace(short, seed=6), [text], out)
+    with pytest.raises(AdapterError, match="another order"):
+        convert(teacher(), TinyTokenizer(), dataclasses.replace(PLAN, order=(2, 1)), RECIPE, [text], out)
+    other = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, lr=0.01))
+    convert(teacher(), TinyTokenizer(), PLAN, other, [text], out)
+    assert (out / layer_file(1)).read_bytes() == first
+    layers = read_manifest(out)["layers"]
+    assert [layers[str(i)]["train"]["lr"] for i in PLAN.order] == [0.02, 0.01, 0.01]
+    text.write_text(TEXT + "More.")
+    with pytest.raises(AdapterError, match=r"other settings \(files\)"):
+        convert(teacher(), TinyTokenizer(), PLAN, other, [text], out)
+
+
+def test_progress_folder_may_be_removed(text: Path, tmp_path: Path) -> None:
+    stop_after_checkpoint(text, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "progress")
+    convert(teacher(), TinyTokenizer(), PLAN, RECIPE, [text], tmp_path / "out", checkpoint_seconds=0.0)
+    convert(teacher(), TinyTokenizer(), PLAN, RECIPE, [text], tmp_path / "whole")
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+def test_plan_of_another_depth_is_refused(text: Path, tmp_path: Path) -> None:
+    plan = dataclasses.replace(PLAN, teacher=dataclasses.replace(TEACHER, n_layers=9), order=(8, 1))
+    with pytest.raises(PlanError, match="for 9 layers, the model has 3"):
+        convert(teacher(), TinyTokenizer(), plan, RECIPE, [text], tmp_path / "out")
+    with pytest.raises(PlanError, match="levels 0 to 3"):
+        convert(teacher(), TinyTokenizer(), PLAN, dataclasses.replace(RECIPE, layers=4), [text], tmp_path / "out")
+
+
+@pytest.mark.parametrize("step", [3, 15], ids=["middle", "last"])
+def test_nan_gradient_names_layer_and_step_and_can_be_resumed(
+    step: int, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backward, calls = torch.Tensor.backward, []
+
+    def poisoned(self: torch.Tensor) -> None:
+        backward(self)
+        calls.append(None)
+        if len(calls) == step + 1:
+            parameter = next(p for p in graph_leaves(self) if p.grad is not None)
+            parameter.grad.fill_(torch.nan)  # type: ignore[union-attr]
+
+    monkeypatch.setattr(torch.Tensor, "backward", poisoned)
+    with pytest.raises(TrainingError, match=f"gradient's norm is nan at layer 1, step {step} of 16"):
+        convert(teacher(), TinyTokenizer(), PLAN, RECIPE, [text], tmp_path / "out", checkpoint_seconds=0.0)
+    monkeypatch.undo()
+    convert(teacher(), TinyTokenizer(), PLAN, RECIPE, [text], tmp_path / "out")
+    convert(teacher(), TinyTokenizer(), PLAN, RECIPE, [text], tmp_path / "whole")
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+def graph_leaves(loss: torch.Tensor) -> Iterator[torch.nn.Parameter]:
+    """Parameters a loss was computed from."""
+    seen, stack = set(), [loss.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            if hasattr(node, "variable"):
+                yield node.variable
+            stack += [parent for parent, _ in node.next_functions]
 
 
 def test_nan_loss_names_layer_and_step_and_keeps_finished_layers(
@@ -150,20 +213,42 @@ def test_empty_data_and_unwritable_folders_are_errors(text: Path, tmp_path: Path
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(DataError, match="empty"):
         convert(teacher(), TinyTokenizer(), PLAN, RECIPE, [tmp_path / "empty.txt"], tmp_path / "out")
+    convert(teacher(), TinyTokenizer(), PLAN, RECIPE, [text], tmp_path / "out")
     with pytest.raises(AdapterError, match="cannot write to"):
         convert(teacher(), TinyTokenizer(), PLAN, RECIPE, [text], text / "below-a-file")
 
 
-def test_damaged_checkpoint_is_named(text: Path, tmp_path: Path) -> None:
-    class Stop(Exception):
-        pass
+class Stop(Exception):
+    """Stands in for a kill."""
+
+
+def stop_after_checkpoint(text: Path, out: Path) -> None:
+    """Starts a conversion and ends it in the middle of its first layer."""
 
     def stop(progress: Progress) -> None:
         if progress.phase == "train" and progress.step == 5:
             raise Stop
 
     with pytest.raises(Stop):
-        convert(teacher(), TinyTokenizer(), PLAN, RECIPE, [text], tmp_path / "out", stop, checkpoint_seconds=0.0)
+        convert(teacher(), TinyTokenizer(), PLAN, RECIPE, [text], out, stop, checkpoint_seconds=0.0)
+
+
+def test_full_disk_at_a_checkpoint_is_an_error_and_can_be_resumed(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(TrainingError, match="No space left"):
+        convert(teacher(), TinyTokenizer(), PLAN, RECIPE, [text], tmp_path / "out", checkpoint_seconds=0.0)
+    monkeypatch.undo()
+    convert(teacher(), TinyTokenizer(), PLAN, RECIPE, [text], tmp_path / "out")
+    assert load_adapter(tmp_path / "out", attention_shape(teacher().config), TEACHER.sha256).max_level == 3
+
+
+def test_damaged_checkpoint_is_named(text: Path, tmp_path: Path) -> None:
+    stop_after_checkpoint(text, tmp_path / "out")
     checkpoint = tmp_path / "out" / "progress" / "layer.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:100])
     with pytest.raises(TrainingError, match="damaged"):

@@ -56,7 +56,7 @@ def reference(mixer: DslaMixer, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> T
     window, sinks = config.window, config.sinks
     gate_input = k if config.gate_source == "key" else x
     phi_q, phi_k, log_g = mixer.features_q(q), mixer.features_k(k), mixer.gates(gate_input)
-    y = torch.zeros_like(q)
+    rows = []
     for t in range(tokens):
         for h in range(4):
             g = h // share
@@ -80,26 +80,26 @@ def reference(mixer: DslaMixer, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> T
             scores = torch.stack([q[0, t, h] @ k[0, i, g] * 6**-0.5 for i in near]).exp() if near else None
             local = None if scores is None else sum(w * v[0, i, g] for w, i in zip(scores, near, strict=True))
             if config.normalizer == "none":
-                y[0, t, h] = sum(w * n for w, (n, _) in zip(logits.softmax(0), sums, strict=True))
+                rows.append(sum(w * n for w, (n, _) in zip(logits.softmax(0), sums, strict=True)))
             elif config.normalizer == "shared":
                 top = sum(w * n for w, (n, _) in zip(logits.exp(), sums, strict=True))
                 bottom = sum(w * z for w, (_, z) in zip(logits.exp(), sums, strict=True))
                 if local is not None:
                     top, bottom = top + local, bottom + scores.sum()  # type: ignore[union-attr]
-                y[0, t, h] = top / bottom if bottom > 0 else 0.0
+                rows.append(top / bottom if bottom > 0 else torch.zeros(6, dtype=torch.float64))
             else:
                 parts = [n / z if z > 0 else None for n, z in sums]
                 if config.attends_locally:
                     parts.append(None if local is None else local / scores.sum())  # type: ignore[union-attr]
                 held = [i for i, part in enumerate(parts) if part is not None]
                 weights = logits[held].softmax(0)
-                y[0, t, h] = sum(w * parts[i] for w, i in zip(weights, held, strict=True))
-    return y
+                rows.append(sum(w * parts[i] for w, i in zip(weights, held, strict=True)))
+    return torch.stack(rows).view_as(q)
 
 
 def run_steps(mixer: DslaMixer, x: Tensor, q: Tensor, k: Tensor, v: Tensor, memory=None, seen: int = 0):  # type: ignore[no-untyped-def]
     """The tokens one by one through `step`, on slot 1 of a pool whose other slots are poisoned."""
-    spec = mixer.state_spec(torch.float64)
+    spec = mixer.state_spec(k.dtype)
     pool = {
         name: torch.full_like(t.expand(3, *t.shape[1:]).contiguous(), torch.nan) for name, t in spec.zeros(1).items()
     }
@@ -231,6 +231,52 @@ def test_bf16_live_run_and_fold_read_the_same_rounded_keys() -> None:
     assert torch.equal(folded["window_k"], live["window_k"])
 
 
+@pytest.mark.parametrize("gate_shape", ["scalar", "vector"])
+@pytest.mark.parametrize(("window", "sinks"), [(0, 0), (64, 4)], ids=["states only", "window and sinks"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)], ids=["fp32", "fp64"])
+@pytest.mark.parametrize("tokens", [0, 1, 63, 64, 69, 777, 5000])
+def test_fold_then_continue_at_every_length(
+    tokens: int, dtype: torch.dtype, tolerance: float, window: int, sinks: int, gate_shape: str
+) -> None:
+    config = DslaConfig(window=window, sinks=sinks, gate_shape=gate_shape)
+    mixer = make_mixer(config).to(dtype)
+    inputs = [x.to(dtype) for x in make_inputs(tokens + 7, seed=tokens)]
+    expected, final = mixer.double().prefill(*[x.double() for x in inputs])
+    mixer.to(dtype)
+    folded = mixer.fold(inputs[2][0, :tokens], inputs[3][0, :tokens])
+    rest = [x[:, tokens:] for x in inputs]
+    for y, memory in (mixer.prefill(*rest, folded, torch.tensor([tokens])), run_steps(mixer, *rest, folded, tokens)):
+        assert relative_error(y, expected[:, tokens:]) < tolerance
+        assert relative_error(memory["states"], final["states"]) < tolerance
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    expected = expected.double()
+    return float((found.double() - expected).detach().norm() / expected.detach().norm().clamp_min(1e-30))
+
+
+@pytest.mark.parametrize("name", ["default", "vector gates", "state normaliser", "paper"])
+def test_gradients_match_the_definition(name: str) -> None:
+    mixer, inputs = make_mixer(CONFIGS[name]), [x.requires_grad_() for x in make_inputs(13)]
+    leaves = [*inputs, *(p for n, p in mixer.named_parameters() if p.numel() and "delta" not in n)]
+    gradients = []
+    for y in (mixer.prefill(*inputs)[0], reference(mixer, *inputs)):
+        weight = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view_as(y)
+        gradients.append(torch.autograd.grad((y * weight).sum(), leaves, allow_unused=True))
+    for found, expected in zip(*gradients, strict=True):
+        assert (found is None) == (expected is None)
+        if found is not None and expected is not None:
+            assert_same(found, expected, 1e-9)
+
+
+def test_empty_states_have_no_weight_even_beside_very_small_attention() -> None:
+    mixer, (x, q, k, v) = make_mixer(CONFIGS["default"]), make_inputs(3)
+    k = -40 * q[:, :, ::2] / q[:, :, ::2].norm(dim=-1, keepdim=True) * 6**0.5
+    q = -k.repeat_interleave(2, 2)
+    y, _ = mixer.prefill(x, q, k, v)
+    assert_same(y[0, 0], v[0, 0].repeat_interleave(2, 0))
+
+
 def test_states_off_is_window_and_sinks_alone() -> None:
     mixer, inputs = make_mixer(CONFIGS["default"]), make_inputs(30)
     with_states = mixer.prefill(*inputs)[0]
@@ -264,6 +310,9 @@ def test_paper_layer_is_not_foldable() -> None:
         ({"feature_map": "identity"}, "not positive"),
         ({"feature_dim": 7}, "feature_dim"),
         ({"log_gate_floor": 0.0}, "log_gate_floor"),
+        ({"log_gate_floor": float("nan")}, "log_gate_floor"),
+        ({"gate_temperature": float("nan")}, "gate_temperature"),
+        ({"gate_shape": "vector", "log_gate_floor": -5.0}, "vector gates"),
     ],
 )
 def test_contradicting_settings_are_named(settings_: dict[str, object], message: str) -> None:

@@ -72,7 +72,7 @@ def test_chunk_and_recurrent_match_naive(tokens: int, extreme: bool, gate: str, 
 
 
 @pytest.mark.parametrize("gate", GATES)
-@pytest.mark.parametrize("states", [1, 2, 4])
+@pytest.mark.parametrize("states", [1, 2, 4, 8])
 def test_number_of_states(states: int, gate: str) -> None:
     inputs = random_inputs(1, 70, gate, torch.float64, states=states)
     expected, state = naive_dsla(*inputs)
@@ -134,7 +134,9 @@ def test_gradients_match_naive(lengths: list[int] | None, gate: str) -> None:
         weight = torch.linspace(-1, 1, o.numel(), dtype=torch.float64).view_as(o)
         loss = (o * weight).sum() + final.square().sum()
         gradients.append(torch.autograd.grad(loss, leaves))
-    for name, found, expected in zip(["q", "k", "v", "log_g", "initial_state"], gradients[1], gradients[0], strict=True):
+    for name, found, expected in zip(
+        ["q", "k", "v", "log_g", "initial_state"], gradients[1], gradients[0], strict=True
+    ):
         assert relative_error(found, expected) < 1e-10, name
 
 

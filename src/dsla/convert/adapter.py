@@ -7,6 +7,7 @@ manifest.json           hash of every layer file, and how it was made: data, tok
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,11 +145,9 @@ def load_adapter(
             f"adapter {directory} belongs to {plan.teacher.name} (weights {plan.teacher.sha256[:12]}), "
             f"not to this model (weights {teacher_sha256[:12]})"
         )
-    layers = read_manifest(directory)["layers"]
+    layers = _checked_layers(directory, plan)
     mixers: dict[int, DslaMixer] = {}
-    for layer in plan.order:
-        if str(layer) not in layers:
-            break
+    for layer in plan.order[: len(layers)]:
         mixer = DslaMixer(plan.mixer, shape)
         _load_layer(directory / layer_file(layer), layers[str(layer)]["sha256"], mixer)
         mixers[layer] = cast(mixer, dtype).to(device).eval().requires_grad_(False)
@@ -161,6 +160,27 @@ def cast(mixer: DslaMixer, dtype: torch.dtype) -> DslaMixer:
     mixer.q_delta.to(dtype)
     mixer.o_delta.to(dtype)
     return mixer
+
+
+def _checked_layers(directory: Path, plan: Plan) -> dict[str, Any]:
+    """Entries of the manifest, which must be a prefix of the plan's order and made with the plan's mixer."""
+    if not (directory / "manifest.json").exists():
+        raise AdapterError(f"{directory} has no manifest.json: it is no adapter, or only part of one")
+    manifest = read_manifest(directory)
+    layers: dict[str, Any] = manifest["layers"]
+    trained = manifest.get("made_from", {}).get("mixer", {})
+    for key, value in dataclasses.asdict(plan.mixer).items():
+        if trained.get(key, value) != value:
+            raise AdapterError(
+                f"{directory}: plan.json was edited: mixer.{key} is {value!r}, trained was {trained[key]!r}"
+            )
+    for position, layer in enumerate(plan.order[: len(layers)]):
+        if layers.get(str(layer), {}).get("position", position) != position or str(layer) not in layers:
+            raise AdapterError(
+                f"{directory}: plan.json or manifest.json was edited: place {position + 1} of the order is layer {layer}, "
+                f"the manifest lists layers {', '.join(layers)}"
+            )
+    return layers
 
 
 def _load_layer(path: Path, digest: str, mixer: DslaMixer) -> None:

@@ -54,6 +54,8 @@ class Plan:
             raise PlanError(
                 f"plan names layer {missing[0]}, but {self.teacher.name} has layers 0 to {self.teacher.n_layers - 1}"
             )
+        if not self.order:
+            raise PlanError("plan names no layer")
         if len(set(self.order)) != len(self.order):
             raise PlanError(f"plan names a layer twice: {list(self.order)}")
 
@@ -87,6 +89,8 @@ class Plan:
             return from_data(cls, json.loads(path.read_text(encoding="utf-8")), path.name)
         except FileNotFoundError:
             raise PlanError(f"no plan at {path}: make one with `dsla order`") from None
+        except OSError as error:
+            raise PlanError(f"cannot read the plan at {path}: {error.strerror or error}") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise PlanError(f"{path.name} is not valid JSON: {error}") from None
         except ConfigError as error:

@@ -159,7 +159,8 @@ class Levels:
         self._name = family.attention
         self._softmax = {i: getattr(self._layers[i], family.attention) for i in mixers}  # type: ignore[index]
         self._dsla = {i: ConvertedAttention(self._softmax[i], mixer, family) for i, mixer in mixers.items()}
-        model.get_decoder().register_forward_pre_hook(self._refuse_padding, with_kwargs=True)  # type: ignore[operator]
+        model.get_decoder().register_forward_pre_hook(self._check_call, with_kwargs=True)  # type: ignore[operator]
+        model.register_state_dict_post_hook(_teacher_only)
 
     def set(self, level: int) -> None:
         """Makes `level` the active one. A running generation whose cache holds keys and values goes on: they are folded.
@@ -176,10 +177,21 @@ class Levels:
             setattr(self._layers[i], self._name, self._dsla[i] if i in converted else softmax)  # type: ignore[index]
         self.level = level
 
-    def _refuse_padding(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def _check_call(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if not self.level:
+            return
+        device, own = next(module.parameters()).device, next(self.mixers[self.plan.order[0]].parameters()).device
+        if device != own:
+            raise ModelError(f"the model is on {device}, its adapter on {own}: give the device to dsla.load instead")
         mask = kwargs.get("attention_mask")
-        if self.level and isinstance(mask, Tensor) and mask.dim() == 2 and not mask.bool().all():
+        if isinstance(mask, Tensor) and (mask.dim() != 2 or not mask.bool().all()):
             raise ModelError(
-                "padded batches cannot pass through converted layers: generate prompts of one length together, "
-                "or use the engine, which packs requests without padding"
+                "padded batches and masks of one's own cannot pass through converted layers: generate prompts of one "
+                "length together, or use the engine, which packs requests without padding"
             )
+
+
+def _teacher_only(model: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Keeps mixers out of the model's state: saved at any level, it is the teacher; mixers are saved as an adapter."""
+    for name in [name for name in state if ".mixer." in name]:
+        del state[name]

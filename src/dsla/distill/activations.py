@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from dsla.errors import ModelError
 from dsla.families import family_of
 
 
@@ -17,9 +18,17 @@ class Activations:
         model: a causal language model of a supported family, in evaluation mode.
         tokens: token ids `[n, T]` int64.
         batch: windows a forward pass.
+
+    Raises:
+        ModelError: if the family is unknown, or the model would not attend causally.
     """
 
     def __init__(self, model: nn.Module, tokens: Tensor, batch: int) -> None:
+        if model.config._attn_implementation != "sdpa":
+            raise ModelError(
+                f"the teacher must run attention as 'sdpa', which is causal without a mask, "
+                f"found {model.config._attn_implementation!r}: call model.set_attn_implementation('sdpa')"
+            )
         family = family_of(model.config)
         self.device = next(model.parameters()).device
         self._layers = model.get_submodule(family.layers)

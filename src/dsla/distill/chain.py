@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -13,17 +13,17 @@ from typing import Any
 
 import torch
 
-from dsla.convert.adapter import FORMAT, cast, load_adapter, read_manifest, save_layer, stored_weights
+from dsla.convert.adapter import cast, save_layer, stored_weights
 from dsla.convert.plan import Plan
 from dsla.convert.surgery import Levels
 from dsla.distill.activations import Activations
 from dsla.distill.data import read_documents, token_windows
 from dsla.distill.layer import LayerTask, train_layer, valid_errors
+from dsla.distill.output import begin, resume
 from dsla.distill.recipe import Recipe
-from dsla.errors import AdapterError, TrainingError
+from dsla.errors import PlanError, TrainingError
 from dsla.families import attention_shape, family_of
 from dsla.mixers import DslaMixer
-from dsla.storage import sha256, write_json
 
 
 @dataclass(frozen=True)
@@ -77,16 +77,23 @@ def convert(
 
     Raises:
         DataError: if the text is empty, binary or too short.
-        AdapterError: if `out` holds an adapter of another teacher, plan or recipe, or cannot be written.
-        TrainingError: if a loss is not finite.
+        PlanError: if the plan has fewer layers than the recipe asks for, or is for another number of layers.
+        AdapterError: if `out` holds an adapter of another teacher, order, mixer or text, or cannot be written.
+        TrainingError: if a loss or gradient is not finite.
     """
+    if plan.teacher.n_layers != model.config.num_hidden_layers:
+        raise PlanError(
+            f"the plan is for {plan.teacher.n_layers} layers, the model has {model.config.num_hidden_layers}"
+        )
     count = recipe.layers or plan.max_level
-    plan = dataclasses.replace(plan, mixer=recipe.mixer, order=plan.order[:count])
-    done = _begin(out, plan, recipe, data, model)
-    on_progress(Progress("data", -1, len(done), count))
-    if len(done) < count:
+    plan = dataclasses.replace(plan, mixer=recipe.mixer, order=plan.layers(count))
+    done = resume(out, plan, recipe, data, model)
+    on_progress(Progress("data", -1, len(done or {}), count))
+    if done is None or len(done) < count:
         tokens = _windows(tokenizer, data, recipe)
-        _run(model, plan, recipe, tokens, done, out, on_progress, checkpoint_seconds)
+        if done is None:
+            begin(out, plan, recipe, data, model)
+        _run(model, plan, recipe, tokens, done or {}, out, on_progress, checkpoint_seconds)
     shutil.rmtree(out / "progress", ignore_errors=True)
 
 
@@ -106,7 +113,8 @@ def _run(
     softmax = {layer: getattr(layers[layer], family.attention) for layer in plan.order}
     mixers = {layer: done.get(layer) or _new_mixer(recipe, shape, layer).to(device) for layer in plan.order}
     levels = Levels(model, plan, mixers)
-    activations = Activations(model, tokens, max(recipe.train.batch_tokens // recipe.data.seq_len, 1))
+    batch = recipe.train.batch_tokens // recipe.data.seq_len
+    activations = Activations(model, tokens, batch)
     n_valid = recipe.data.valid_tokens // recipe.data.seq_len
 
     for position, layer in enumerate(plan.order):
@@ -124,7 +132,7 @@ def _run(
         task = LayerTask(
             layer, attention, softmax[layer], norm, inputs[n_valid:], inputs[:n_valid], activations.position
         )
-        report.start("train", max(recipe.train.batch_tokens // recipe.data.seq_len, 1))
+        report.start("train", batch)
         mixer = mixers[layer]
         mixer.train().requires_grad_(True)
         try:
@@ -143,8 +151,20 @@ def _run(
         mixer.load_state_dict(stored_weights(mixer))
         cast(mixer, dtype).eval().requires_grad_(False)
         found = valid_errors(task)
+        if not math.isfinite(found["error"]):
+            raise TrainingError(
+                f"layer {layer} gives output that is not finite: lower train.lr; finished layers are intact"
+            )
         seconds = time.monotonic() - begun
-        save_layer(out, layer, mixer, {"errors": errors, "valid": found, "seconds": round(seconds, 1)})
+        record = {
+            "position": position,
+            "train": dataclasses.asdict(recipe.train),
+            "tokens": len(errors) * batch * recipe.data.seq_len,
+            "seconds": round(seconds, 1),
+            "valid": found,
+            "errors": errors,
+        }
+        save_layer(out, layer, mixer, record)
         activations.changed(layer)
         on_progress(Progress("done", layer, position + 1, len(plan.order), error=found["error"], seconds=seconds))
 
@@ -155,59 +175,14 @@ def _new_mixer(recipe: Recipe, shape: Any, layer: int) -> DslaMixer:
         return DslaMixer(recipe.mixer, shape)
 
 
-def _begin(out: Path, plan: Plan, recipe: Recipe, data: Sequence[Path], model: Any) -> dict[int, DslaMixer]:
-    """Prepares the folder; returns the layers an earlier call finished."""
-    made_from = {"recipe": dataclasses.asdict(recipe), "data": [path.name for path in data]}
-    dtype, device = next(model.parameters()).dtype, next(model.parameters()).device
-    made_on = {
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "dtype": str(dtype).removeprefix("torch."),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    if (out / "manifest.json").exists():
-        manifest = read_manifest(out)
-        if _plain(manifest.get("made_from")) != _plain(made_from) or Plan.load(out / "plan.json").order != plan.order:
-            raise AdapterError(
-                f"{out} holds an adapter of another recipe, data or order: choose another --out, or remove it"
-            )
-        return load_adapter(out, attention_shape(model.config), plan.teacher.sha256, dtype, device).mixers
-    try:
-        (out / "progress").mkdir(parents=True, exist_ok=True)
-        plan.save(out / "plan.json")
-        hashes = {path.name: sha256(path) for path in data if path.is_file()}
-        write_json(
-            out / "manifest.json",
-            {"format": FORMAT, "layers": {}, "made_from": made_from, "data_sha256": hashes, "made_on": made_on},
-        )
-    except OSError as error:
-        raise AdapterError(f"cannot write to {out}: {error.strerror or error}") from error
-    return {}
-
-
-def _plain(data: Any) -> Any:
-    """Data as JSON gives it back: tuples as lists."""
-    if isinstance(data, dict):
-        return {key: _plain(value) for key, value in data.items()}
-    return [_plain(value) for value in data] if isinstance(data, (list, tuple)) else data
-
-
 class _Reporter:
     """Turns counts into `Progress`, with the phase's own clock."""
 
     def __init__(
         self, on_progress: Callable[[Progress], None], layer: int, position: int, layers: int, seq_len: int
     ) -> None:
-        self._send, self._layer, self._position, self._layers, self._seq_len = (
-            on_progress,
-            layer,
-            position,
-            layers,
-            seq_len,
-        )
+        self._send, self._seq_len = on_progress, seq_len
+        self._layer, self._position, self._layers = layer, position, layers
 
     def start(self, phase: str, windows_a_step: int) -> None:
         self._phase, self._windows, self._begun = phase, windows_a_step, time.monotonic()

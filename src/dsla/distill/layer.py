@@ -67,7 +67,7 @@ def train_layer(
         Relative squared error of each step.
 
     Raises:
-        TrainingError: if the loss is not finite, naming layer and step; the last checkpoint stays.
+        TrainingError: if loss or gradient is not finite, naming layer and step; the last checkpoint stays.
     """
     mixer, device = task.attention.mixer, task.position[0].device
     windows, seq_len = task.inputs.shape[:2]
@@ -85,15 +85,14 @@ def train_layer(
         target = teacher_output(task.teacher, x, task.position)
         loss, error = layer_loss(task.attention, x, target, task.position, settings.gate_contrast)
         if not loss.isfinite():
-            raise TrainingError(
-                f"loss is {loss.item()} at layer {task.index}, step {step} of {total}: lower train.lr; "
-                "finished layers are intact"
-            )
+            raise TrainingError(_not_finite("the loss", loss, task.index, step, total))
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * learning_rate_factor(step, total, settings.warmup)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(mixer.parameters(), settings.grad_clip)
+        norm = nn.utils.clip_grad_norm_(mixer.parameters(), settings.grad_clip)
+        if not norm.isfinite():
+            raise TrainingError(_not_finite("the gradient's norm", norm, task.index, step, total))
         optimizer.step()
         errors.append(error.item())
         on_step(step + 1, total, errors[-1])
@@ -125,6 +124,12 @@ def learning_rate_factor(step: int, total: int, warmup: float) -> float:
     if step < rise:
         return (step + 1) / rise
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - rise) / max(total - rise, 1)))
+
+
+def _not_finite(what: str, value: Tensor, layer: int, step: int, total: int) -> str:
+    return (
+        f"{what} is {value.item()} at layer {layer}, step {step} of {total}: lower train.lr; finished layers are intact"
+    )
 
 
 def _store(path: Path, layer: int, mixer: nn.Module, optimizer: torch.optim.AdamW, errors: list[float]) -> None:

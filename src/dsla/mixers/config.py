@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from dsla.errors import ConfigError
 from dsla.mixers.features import FEATURE_MAPS
+from dsla.ops import LOG_GATE_FLOOR
 
 _CHOICES = {
     "feature_map": tuple(FEATURE_MAPS),
@@ -64,8 +66,12 @@ class DslaConfig:
         for key in ("window", "sinks", "delta_rank", "feature_dim"):
             if getattr(self, key) < 0:
                 raise ConfigError(f"mixer setting {key!r} must be >= 0, found {getattr(self, key)}")
-        if self.log_gate_floor >= 0 or self.gate_temperature <= 0:
-            raise ConfigError("mixer settings need log_gate_floor < 0 and gate_temperature > 0")
+        if not (-math.inf < self.log_gate_floor < 0 and 0 < self.gate_temperature < math.inf):
+            raise ConfigError("mixer settings need a finite log_gate_floor < 0 and a finite gate_temperature > 0")
+        if self.gate_shape == "vector" and self.log_gate_floor < LOG_GATE_FLOOR:
+            raise ConfigError(
+                f"mixer setting 'log_gate_floor' must be >= {LOG_GATE_FLOOR} with vector gates, found {self.log_gate_floor}"
+            )
         if self.feature_dim and (self.feature_map != "hedgehog" or self.feature_dim % 2):
             raise ConfigError("mixer setting 'feature_dim' must be 0, or even with feature_map 'hedgehog'")
         if self.normalizer == "none" and self.attends_locally:

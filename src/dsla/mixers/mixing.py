@@ -59,11 +59,12 @@ class Mixing(nn.Module):
             return (logits.softmax(2).unsqueeze(-1) * reads).sum(2)
         if self.config.normalizer == "shared":
             weighted = (logits.clamp(-_MAX_LOG_WEIGHT, _MAX_LOG_WEIGHT).exp().unsqueeze(-1) * reads).sum(2)
-            total = weighted[..., -1].clamp_min(_TINY)
+            held, total = weighted[..., -1] > _TINY, weighted[..., -1].clamp_min(_TINY)
             mean = weighted[..., :-1] / total.unsqueeze(-1)
             if local is None:
                 return mean
-            near = torch.sigmoid(local[1] - total.log()).unsqueeze(-1)
+            # States that hold nothing get no weight, however small that of window and sinks is.
+            near = torch.where(held, torch.sigmoid(local[1] - total.log()), 1.0).unsqueeze(-1)
             return near * local[0] + (1 - near) * mean
         total = reads[..., -1]
         parts, holds = reads[..., :-1] / total.clamp_min(_TINY).unsqueeze(-1), total > _TINY

@@ -41,7 +41,8 @@ def attention_entropy(model: Any, tokens: Tensor, config: DslaConfig, on_progres
     plain = DslaConfig(delta_rank=0)
     scores = []
     for i, layer in enumerate(layers):
-        attention = ConvertedAttention(getattr(layer, family.attention), DslaMixer(plain, shape), family)
+        mixer = DslaMixer(plain, shape).to(activations.device)
+        attention = ConvertedAttention(getattr(layer, family.attention), mixer, family)
         norm, entropies = layer.get_submodule(family.attention_norm), []
         for x in activations.at(i):
             q, k, _ = project(attention, norm(x.unsqueeze(0).to(activations.device)), activations.position)
