@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dsla.errors import ModelError
 from dsla.families import family_of
@@ -23,7 +24,7 @@ class Activations:
         ModelError: if the family is unknown, or the model would not attend causally.
     """
 
-    def __init__(self, model: nn.Module, tokens: Tensor, batch: int) -> None:
+    def __init__(self, model: Any, tokens: Tensor, batch: int) -> None:
         if model.config._attn_implementation != "sdpa":
             raise ModelError(
                 f"the teacher must run attention as 'sdpa', which is causal without a mask, "
@@ -35,7 +36,7 @@ class Activations:
         self._embed = model.get_submodule(family.embed)
         self._tokens, self._batch = tokens, batch
         self._at: dict[int, Tensor] = {}
-        rotary = model.get_decoder().rotary_emb  # type: ignore[operator]
+        rotary = model.get_decoder().rotary_emb
         positions = torch.arange(tokens.shape[1], device=self.device).unsqueeze(0)
         dtype = next(model.parameters()).dtype
         self.position = rotary(torch.zeros(1, device=self.device, dtype=dtype), positions)
@@ -60,7 +61,7 @@ class Activations:
                 else self._at[start][rows].to(self.device)
             )
             for i in range(start or 0, layer):
-                source = self._layers[i](source, position_embeddings=self.position, attention_mask=None)  # type: ignore[index]
+                source = self._layers[i](source, position_embeddings=self.position, attention_mask=None)
             pieces.append(source.cpu())
             on_progress(min(begin + self._batch, len(self._tokens)), len(self._tokens))
         self._at[layer] = torch.cat(pieces)
