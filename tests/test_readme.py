@@ -7,12 +7,15 @@ import re
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+SECONDS = 120
+SERVING = re.compile(r"Serving .* on (http://[^/\s]+)/v1\b")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -26,24 +29,30 @@ def server() -> Iterator[str]:
     command = [sys.executable, "-m", "dsla.cli.app", "serve", "--port", "0", "--memory", "256MiB", "--threads", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
+        deadline = threading.Timer(SECONDS, process.kill)
+        deadline.start()
         try:
+            printed = []
             for line in process.stdout:
-                found = re.search(r"Serving on (http://\S+)", line)
-                if found:
+                printed.append(line)
+                if found := SERVING.search(line):
+                    deadline.cancel()
                     yield found.group(1)
                     break
             else:
-                raise AssertionError("the server did not start")
+                raise AssertionError(f"the server did not start; it printed {''.join(printed)!r}")
         finally:
-            process.terminate()
+            deadline.cancel()
+            process.kill()
 
 
 @pytest.mark.model
 def test_curl_example_works_as_printed(server: str, default_model: Path) -> None:
     (command,) = [block for block in blocks("sh") if block.startswith("curl")]
     answer = subprocess.run(
-        ["bash", "-c", command.replace("http://127.0.0.1:8000", server)], capture_output=True, text=True, check=True
-    ).stdout
+        ["bash", "-c", command.replace("http://127.0.0.1:8000", server)],
+        capture_output=True, text=True, check=True, timeout=SECONDS,
+    ).stdout  # fmt: skip
     assert '"chat.completion"' in answer and '"levels"' in answer, answer
 
 
@@ -51,8 +60,8 @@ def test_curl_example_works_as_printed(server: str, default_model: Path) -> None
 def test_openai_example_works_as_printed(server: str, default_model: Path) -> None:
     (code,) = [block for block in blocks("python") if "openai" in block]
     done = subprocess.run(
-        [sys.executable, "-c", code.replace("http://127.0.0.1:8000", server)], capture_output=True, text=True
-    )
+        [sys.executable, "-c", code.replace("http://127.0.0.1:8000", server)], capture_output=True, text=True, timeout=SECONDS,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "'levels': [[0, " in done.stdout
 
@@ -60,7 +69,9 @@ def test_openai_example_works_as_printed(server: str, default_model: Path) -> No
 @pytest.mark.model
 def test_python_example_works_as_printed(default_model: Path) -> None:
     (code,) = [block for block in blocks("python") if "dsla.load" in block]
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=SECONDS
+    )
     assert done.returncode == 0, done.stderr
     assert "The river rises in" in done.stdout
 

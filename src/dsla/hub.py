@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from dsla.checkpoint import weight_files, weights_sha256
@@ -45,11 +46,13 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "dsla"
 
 
-def resolve_model(name: str | Path | None = None) -> Path:
+def resolve_model(name: str | Path | None = None, check: Callable[[Path], object] | None = None) -> Path:
     """The folder of a model, fetched if need be.
 
     Args:
         name: None or `smollm2-135m-instruct` for the default model, a local folder, or a hub name (`owner/model`).
+        check: called with a folder that holds the `config.json` of a hub's model, before its weights are fetched; refuses it by
+            raising.
 
     Returns:
         A folder with `config.json`, safetensors weights and, where the model has one, a tokenizer.
@@ -67,7 +70,7 @@ def resolve_model(name: str | Path | None = None) -> Path:
         raise ModelError(f"{path} is a file; expected a model folder with config.json and *.safetensors")
     if isinstance(name, Path) or not _HUB_NAME.fullmatch(name):
         raise ModelError(f"there is no model folder {str(path)!r}; give an existing folder or a hub name (owner/model)")
-    path = _from_hub(name)
+    path = _from_hub(name, check)
     weight_files(path)
     return path
 
@@ -102,11 +105,13 @@ def model_hash(path: Path) -> str:
     return digest
 
 
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
+def _from_hub(name: str, check: Callable[[Path], object] | None) -> Path:
+    from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
+        if check is not None:
+            check(Path(hf_hub_download(name, "config.json")).parent)
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except GatedRepoError:
         raise ModelError(f"{name} is gated: accept its terms on the hub and log in with `hf auth login`") from None

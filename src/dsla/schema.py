@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ def from_data(cls: type[T], data: Any, where: str) -> T:
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: expected a mapping, found {type(data).__name__}")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(data) - set(fields))
+    unknown = sorted(set(data) - set(fields), key=str)
     if unknown:
         raise ConfigError(f"{where}: unknown key {unknown[0]!r}; known keys: {', '.join(fields)}")
     hints = typing.get_type_hints(cls)
@@ -54,5 +55,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     expected = origin or hint
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise ConfigError(f"{where}: expected {getattr(expected, '__name__', expected)}, found {value!r}")
+        advice = _advice(value) if expected is float and isinstance(value, str) else ""
+        raise ConfigError(f"{where}: expected {getattr(expected, '__name__', expected)}, found {value!r}{advice}")
     return value
+
+
+def _advice(text: str) -> str:
+    """How to write a number that YAML takes for text: its floats need a dot, and a sign in the exponent."""
+    parts = re.fullmatch(r"([-+]?\d+)(\.\d*)?[eE]([-+]?)(\d+)", text)
+    return f": write {parts[1]}{parts[2] or '.0'}e{parts[3] or '+'}{parts[4]}" if parts else ""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from transformers import MambaConfig
 from typer.testing import CliRunner, Result
 
 import dsla
 from dsla.cli.app import build
 from dsla.convert.adapter import layer_file
-from dsla.errors import AdapterError, DataError, DslaError, ModelError, PlanError
+from dsla.errors import AdapterError, ConfigError, DataError, DslaError, ModelError, PlanError
+from dsla.hub import model_hash
 from tests.server.tiny import SAMPLE, save_model
 
 RECIPE = """
@@ -21,14 +25,17 @@ order: {windows: 2, seq_len: 32}
 data: {seq_len: 32, tokens: 256, valid_tokens: 64}
 train: {epochs: 1, batch_tokens: 64}
 """
-PAPER = """
-mixer: {feature_map: identity, normalizer: none, gate_source: hidden, gate_shape: vector, window: 0, sinks: 0,
-        mixing: layer, delta_rank: 0, rope: false}
-order: {metric: entropy, windows: 2, seq_len: 32}
-data: {seq_len: 32, tokens: 256, valid_tokens: 64}
-train: {epochs: 1, batch_tokens: 64, lr: 0.0001, gate_contrast: 0.1}
-layers: 2
-"""
+SMALL = {"order": {"windows": 2, "seq_len": 32}, "data": {"seq_len": 32, "tokens": 256, "valid_tokens": 64}}
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def small(path: Path) -> str:
+    """A committed recipe with less data and shorter training; its mixer and metric are as they are."""
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    recipe["order"] = recipe.get("order", {}) | SMALL["order"]
+    recipe["data"] = SMALL["data"]
+    recipe["train"] = recipe.get("train", {}) | {"epochs": 1, "batch_tokens": 64}
+    return yaml.safe_dump(recipe)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +46,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_model(folder / "model")
     (folder / "text.txt").write_text(" ".join(SAMPLE) * 60, encoding="utf-8")
     (folder / "recipe.yaml").write_text(RECIPE)
-    (folder / "paper.yaml").write_text(PAPER)
+    (folder / "paper.yaml").write_text(small(RECIPES / "paper.yaml"))
     return folder
 
 
@@ -49,7 +56,9 @@ def _home(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(build(["order", "convert", "verify"]), [str(argument) for argument in arguments])
+    return CliRunner().invoke(
+        build(["order", "convert", "verify", "generate", "serve"]), [str(argument) for argument in arguments]
+    )
 
 
 def succeed(*arguments: object) -> str:
@@ -79,6 +88,7 @@ def test_order_convert_verify_load(base: Path, tmp_path: Path) -> None:
     assert (tmp_path / "adapter" / "training.png").exists()
     printed = succeed("verify", tmp_path / "adapter", "--model", base / "model")
     assert "4 of 4 in the plan" in printed and "fold equals the live run" in printed
+    assert "0 equals the teacher bit for bit, 4 gives finite logits" in printed
 
     model, tokenizer = dsla.load(base / "model", tmp_path / "adapter", level=4)
     ids = tokenizer("the quick brown fox", return_tensors="pt")["input_ids"]
@@ -101,7 +111,7 @@ def test_papers_layer_runs_through_the_chain(base: Path, tmp_path: Path) -> None
     common = ["--data", base / "text.txt", "--recipe", base / "paper.yaml", "--out", tmp_path / "adapter"]
     succeed("convert", base / "model", *common)
     assert "not foldable" in succeed("verify", tmp_path / "adapter", "--model", base / "model")
-    model, _ = dsla.load(base / "model", tmp_path / "adapter", level=2)
+    model, _ = dsla.load(base / "model", tmp_path / "adapter", level=4)
     assert model(torch.arange(20).unsqueeze(0)).logits.isfinite().all()
 
 
@@ -125,11 +135,95 @@ def test_bad_input_is_named(base: Path, tmp_path: Path) -> None:
     fail(PlanError, "layers 0 to 3", "convert", base / "model", *common)
 
 
-def test_unknown_family_is_named(base: Path, tmp_path: Path) -> None:
-    (tmp_path / "m").mkdir()
+@pytest.mark.parametrize("verb", ["order", "convert", "verify", "generate", "serve"])
+@pytest.mark.parametrize("family", ["gpt_neox", "mamba"])
+def test_unknown_family_is_named(base: Path, tmp_path: Path, verb: str, family: str) -> None:
+    model, data = copy_model(base, tmp_path / "m"), ["--data", base / "text.txt", "--out", tmp_path / "out"]
+    if family == "mamba":
+        MambaConfig(num_hidden_layers=4).save_pretrained(model)
+    else:
+        config = json.loads((model / "config.json").read_text())
+        config["model_type"], config["architectures"] = "gpt_neox", ["GPTNeoXForCausalLM"]
+        (model / "config.json").write_text(json.dumps(config))
+    arguments = {
+        "order": [model, *data],
+        "convert": [model, *data],
+        "verify": [tmp_path, "--model", model],
+        "generate": ["hello", "--model", model],
+        "serve": [model, "--port", "0"],
+    }[verb]
+    fail(ModelError, f"'{family}' is not supported", verb, *arguments)
+
+
+def copy_model(base: Path, to: Path) -> Path:
+    to.mkdir()
     for file in (base / "model").iterdir():
-        (tmp_path / "m" / file.name).write_bytes(file.read_bytes())
-    config = json.loads((tmp_path / "m" / "config.json").read_text())
-    config["model_type"], config["architectures"] = "gpt_neox", ["GPTNeoXForCausalLM"]
-    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
-    fail(ModelError, "'gpt_neox' is not supported", "order", tmp_path / "m", "--data", base / "text.txt")
+        (to / file.name).write_bytes(file.read_bytes())
+    return to
+
+
+@pytest.mark.parametrize("verb", ["order", "convert"])
+@pytest.mark.parametrize(
+    ("error", "message", "changed"),
+    [
+        (DataError, "no training data at /nope", {"--data": "/nope"}),
+        (DataError, "holds no .txt", {"--data": "EMPTY"}),
+        (ConfigError, "device 'banana' cannot be used", {"--device": "banana"}),
+        (ConfigError, "device 'cuda:99' cannot be used", {"--device": "cuda:99"}),
+        (ConfigError, "cannot be written to", {"--out": "FILE/out"}),
+        (ConfigError, "cannot be written to", {"--out": "FILE"}),
+        (ConfigError, "cannot read recipe", {"--recipe": "EMPTY"}),
+        (ConfigError, "train.lr must be", {"--recipe": "train: {lr: -1}"}),
+        (ConfigError, "the model's context is 4096 tokens", {"--recipe": "order: {seq_len: 4097}"}),
+        (ModelError, "no model folder", {"model": "/nope"}),
+        (ModelError, "holds no tokenizer", {"model": "NO TOKENIZER"}),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
+)
+def test_everything_given_is_checked_before_the_model_is_loaded(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str,
+    error: type[DslaError], message: str, changed: dict[str, str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sys.modules["dsla.convert.load"], "load_model", lambda *a, **k: pytest.fail("it was loaded"))
+    (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "FILE").write_text("")
+    given = {"model": base / "model", "--data": base / "text.txt", "--out": tmp_path / "out", "--device": "cpu"}
+    for key, value in changed.items():
+        if ":" in value and key == "--recipe":
+            (tmp_path / "r.yaml").write_text(value)
+            given[key] = tmp_path / "r.yaml"
+        elif value == "NO TOKENIZER":
+            given[key] = copy_model(base, tmp_path / "m")
+            (tmp_path / "m" / "tokenizer.json").unlink()
+        else:
+            given[key] = tmp_path / value if value.isupper() or value == "FILE/out" else value
+    model = given.pop("model")
+    fail(error, message, verb, model, *(word for option in given.items() for word in option))
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "options"),
+    [
+        (PlanError, "is a folder: name the plan.json in it", ["--plan", "."]),
+        (PlanError, "no plan at nowhere", ["--plan", "nowhere"]),
+        (ConfigError, "recipe.layers is 9, but the model has 4 layers", ["--recipe", "layers.yaml"]),
+        (ConfigError, "recipe.data.seq_len is 4097", ["--recipe", "long.yaml"]),
+    ],
+)
+def test_what_a_conversion_is_given_is_checked_before_the_model_is_loaded(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    error: type[DslaError], message: str, options: list[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sys.modules["dsla.convert.load"], "load_model", lambda *a, **k: pytest.fail("it was loaded"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "layers.yaml").write_text("layers: 9")
+    (tmp_path / "long.yaml").write_text("data: {seq_len: 4097, valid_tokens: 4097}\ntrain: {batch_tokens: 4097}")
+    fail(error, message, "convert", base / "model", "--data", base / "text.txt", "--out", tmp_path / "out", *options)
+
+
+def test_context_of_the_model_does_not_bind_what_is_not_used(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.yaml").write_text(RECIPE.replace("order: {windows: 2, seq_len: 32}", "order: {seq_len: 9999}"))
+    plan = json.dumps({"teacher": {"name": "tiny", "sha256": model_hash(base / "model"), "n_layers": 4}, "order": [1]})
+    (tmp_path / "plan.json").write_text(plan)
+    common = ["--data", base / "text.txt", "--recipe", tmp_path / "long.yaml", "--plan", tmp_path / "plan.json"]
+    succeed("convert", base / "model", *common, "--out", tmp_path / "out")

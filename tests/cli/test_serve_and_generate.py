@@ -14,6 +14,7 @@ from dsla.cli.app import build
 from dsla.errors import ConfigError, DslaError
 from dsla.server import run as run_module
 from tests.server.tiny import save_adapter, save_model
+from tests.test_readme import SERVING
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,7 @@ def test_serve_prints_what_is_active_and_serves(folders: tuple[str, str], monkey
     ):
         assert text in result.stdout
     assert result.stdout.rstrip().endswith("Stopped")
+    assert SERVING.search(result.stdout), "the README's tests find the server by this line"
 
 
 def test_serve_at_a_fixed_level_without_adapter(folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

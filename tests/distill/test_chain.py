@@ -64,7 +64,7 @@ def test_chain_trains_mixers_only_and_reports(text: Path, tmp_path: Path) -> Non
         if "mixer" not in name:
             assert torch.equal(parameter, before[name]), f"{name} was changed"
     assert isinstance(seen[-1], Progress) and seen[-1].phase == "done" and seen[-1].position == 3
-    assert manifest["made_from"]["seed"] == 5 and manifest["made_from"]["files"]["text.txt"]
+    assert manifest["made_from"]["seed"] == 5 and manifest["made_from"]["files"][0]["name"] == "text.txt"
     assert manifest["layers"]["1"]["tokens"] == 2 * 512 and manifest["layers"]["1"]["train"]["lr"] == 0.02
     assert not (tmp_path / "out" / "progress").exists()
     assert load_adapter(tmp_path / "out", attention_shape(model.config), TEACHER.sha256).max_level == 3

@@ -30,6 +30,14 @@ def test_paper_recipe_is_the_published_layer() -> None:
 
 
 @pytest.mark.parametrize(
+    "text", ["", "train:\n  lr: 1.0e-4\n", "train: {warmup: 0, weight_decay: 0, gate_contrast: 0}"]
+)
+def test_what_is_allowed(tmp_path: Path, text: str) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    Recipe.load(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("mixer: {windw: 64}", "mixer: unknown key 'windw'"),
@@ -39,6 +47,17 @@ def test_paper_recipe_is_the_published_layer() -> None:
         ("data: {tokens: 5}", "at least seq_len"),
         ("mixer: {window: true}", "window: expected int"),
         ("a: [", "cannot read recipe"),
+        ("[]", "expected a mapping, found list"),
+        ("{1: 2, a: 3}", "unknown key 1"),
+        ("train: {lr: -1}", "train.lr must be a number above 0, found -1"),
+        ("train: {lr: 0}", "train.lr must be a number above 0"),
+        ("train: {lr: .nan}", "train.lr must be a number above 0, found nan"),
+        ("train: {grad_clip: .inf}", "train.grad_clip must be a number above 0"),
+        ("train: {weight_decay: -0.1}", "train.weight_decay must be a number at least 0"),
+        ("train: {gate_contrast: -0.1}", "train.gate_contrast must be a number at least 0"),
+        ("train: {warmup: 1.5}", "train.warmup is a share of the steps, at most 1"),
+        ("train: {lr: 1e-4}", r"expected float, found '1e-4': write 1\.0e-4$"),
+        ("train: {lr: 2.5e3}", r"found '2\.5e3': write 2\.5e\+3$"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:

@@ -80,7 +80,7 @@ def test_without_an_adapter_there_is_level_0_only(folders: tuple[str, str]) -> N
         ({"memory_bytes": 10}, EngineError, "does not hold one KV page"),
         ({"page_tokens": 0}, ConfigError, "page_tokens"),
         ({"threads": 0}, ConfigError, "threads"),
-        ({"max_step_tokens": 5}, EngineError, "max_step_tokens"),
+        ({"max_step_tokens": 1}, EngineError, "max_step_tokens must be at least 2"),
         ({"adapter": None, "level": 1}, ConfigError, "it has no adapter"),
         ({"adapter": None, "adaptive": True}, ConfigError, "need an adapter"),
         ({"adapter": "/no/such/folder"}, AdapterError, "no adapter at"),

@@ -23,14 +23,21 @@ def order(
     from rich.console import Console
     from rich.table import Table
 
-    from dsla.cli.training import Bars, load_recipe, load_teacher, measured_plan
+    from dsla.cli.checks import make_folder
+    from dsla.cli.training import Bars, check_length, find_teacher, load_recipe, measured_plan
+    from dsla.convert.load import check_device, load_model, load_tokenizer
+    from dsla.distill.data import text_files
     from dsla.sensitivity import plot_scores
 
     settings = load_recipe(recipe)
-    net, tokenizer, teacher = load_teacher(model, device)
+    text_files(data)
+    check_device(device)
+    make_folder(out)
+    path, config, teacher = find_teacher(model)
+    check_length("order", settings.order.seq_len, config)
+    tokenizer, net = load_tokenizer(path), load_model(path, device=device).requires_grad_(False)
     with Bars() as bars:
         plan = measured_plan(net, tokenizer, teacher, settings, data, bars)
-    out.mkdir(parents=True, exist_ok=True)
     plan.save(out / "plan.json")
     plot_scores(plan, out / "sensitivity.png")
 

@@ -12,11 +12,11 @@ def verify(
     adapter: Annotated[Path, typer.Argument(help="Adapter folder.")],
     model: Annotated[str | None, typer.Option(help="Model folder or hub name. Default: SmolLM2-135M-Instruct.")] = None,
 ) -> None:
-    """Check hashes, shapes and values of an adapter, and that level 0 and every converted layer compute."""
+    """Check hashes, shapes and values of an adapter, and run its model at level 0 and at the highest."""
     import torch
 
     from dsla.convert.check import check_adapter
-    from dsla.hub import resolve_model
+    from dsla.convert.load import find_model
 
-    for line in check_adapter(adapter, resolve_model(model), torch.float32):
+    for line in check_adapter(adapter, find_model(model)[0], torch.float32):
         typer.echo(line)

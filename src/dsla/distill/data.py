@@ -206,4 +206,8 @@ def _text(line: str, path: Path, number: int) -> str:
         raise DataError(f"{path}, line {number}: not JSON: {error.msg}") from None
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
         raise DataError(f"{path}, line {number}: expected an object with a string under 'text'")
+    try:
+        record["text"].encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{path}, line {number}: the text holds half a surrogate pair") from None
     return str(record["text"])

@@ -94,7 +94,7 @@ def _made_from(recipe: Recipe, data: Sequence[Path]) -> dict[str, Any]:
         "mixer": dataclasses.asdict(recipe.mixer),
         "data": dataclasses.asdict(recipe.data),
         "seed": recipe.seed,
-        "files": {path.name: sha256(path) for path in text_files(data)},
+        "files": [{"name": path.name, "sha256": sha256(path)} for path in text_files(data)],
     }
 
 

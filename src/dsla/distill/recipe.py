@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,6 +93,13 @@ class Recipe:
             raise ConfigError(f"recipe.train.batch_tokens must be at least data.seq_len ({self.data.seq_len})")
         if min(self.train.epochs, self.order.windows, self.order.seq_len, self.data.seq_len) < 1 or self.layers < 0:
             raise ConfigError("recipe: epochs, windows and seq_len must be at least 1, layers at least 0")
+        for names, low in ((("lr", "grad_clip"), "above"), (("warmup", "weight_decay", "gate_contrast"), "at least")):
+            for name in names:
+                value = getattr(self.train, name)
+                if not (0 <= value < math.inf) or (low == "above" and not value):
+                    raise ConfigError(f"recipe.train.{name} must be a number {low} 0, found {value}")
+        if self.train.warmup > 1:
+            raise ConfigError(f"recipe.train.warmup is a share of the steps, at most 1, found {self.train.warmup}")
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
@@ -106,4 +114,4 @@ class Recipe:
             data = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"cannot read recipe {path}: {error}") from None
-        return from_data(cls, data or {}, path.name)
+        return from_data(cls, {} if data is None else data, path.name)

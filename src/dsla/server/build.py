@@ -11,10 +11,9 @@ import torch
 
 from dsla.adaptive import make_policy
 from dsla.convert.adapter import Adapter
-from dsla.convert.load import find_adapter, read_config
+from dsla.convert.load import find_adapter, find_model, load_tokenizer
 from dsla.engine import Engine, EngineConfig, PackedDecoder
-from dsla.errors import ConfigError, ModelError
-from dsla.hub import resolve_model
+from dsla.errors import ConfigError
 
 _MEMORY_SHARE = 0.5
 _MEMINFO = Path("/proc/meminfo")
@@ -80,8 +79,8 @@ def build_engine(settings: EngineSettings) -> Service:
     _check(settings)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    path = resolve_model(settings.model)
-    config = read_config(path)
+    path, config = find_model(settings.model)
+    tokenizer = load_tokenizer(path)
     dtype = config.dtype or torch.float32
     adapter = find_adapter(path, config, settings.adapter, dtype)
     decoder = PackedDecoder.load(path, adapter, dtype)
@@ -96,7 +95,7 @@ def build_engine(settings: EngineSettings) -> Service:
         EngineConfig(max_step_tokens=settings.max_step_tokens, level=settings.level),
         make_policy() if adaptive or _may_adapt(settings, decoder) else None,
     )
-    return Service(engine, _tokenizer(path), _name(settings.model, path), adapter, adaptive)
+    return Service(engine, tokenizer, _name(settings.model, path), adapter, adaptive)
 
 
 def free_memory() -> int:
@@ -146,16 +145,6 @@ def _adaptive(settings: EngineSettings, decoder: PackedDecoder) -> bool:
 
 def _hint(adapter: Adapter | None) -> str:
     return "" if adapter else " (it has no adapter: make one with `dsla convert`)"
-
-
-def _tokenizer(path: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"{path} holds no tokenizer this version of transformers reads: {reason}") from None
 
 
 def _name(model: str | None, path: Path) -> str:
