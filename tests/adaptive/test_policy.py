@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from dsla.adaptive import PolicyConfig, PolicyState, decide, make_policy
 from dsla.engine import Decision, RequestSummary, SamplingParams, Signals
 from dsla.errors import ConfigError
-from tests.engine.tiny import assert_as_reference, random_prompt, tiny_engine
+from tests.engine.tiny import PAGE_TOKENS, assert_as_reference, random_prompt, tiny_engine
 
 CONFIG = PolicyConfig(
     high_water=0.8, low_water=0.4, cooldown_seconds=1.0, calm_seconds=10.0, new_level_step=0.25, long_share=0.5
@@ -20,17 +21,16 @@ CONFIG = PolicyConfig(
 
 def load(used: int, wanted: int = 0, new_level: int = 0, max_level: int = 8) -> Signals:
     return Signals(
-        budget_bytes=1000, kv_bytes=used, state_bytes=0, wanted_bytes=wanted, running=1, waiting=0, waiting_tokens=0,
-        new_level=new_level, max_level=max_level,
+        budget_bytes=1000, kv_bytes=used, state_bytes=0, wanted_bytes=wanted, new_level=new_level, max_level=max_level,
     )  # fmt: skip
 
 
 def running(
-    name: str, saving: int, level: int = 0, max_level: int = 8, computed: int = 100, final: int = 0
+    name: str, saving: int, level: int = 0, max_level: int = 8, computed: int = 100, prompt: int = 0
 ) -> RequestSummary:
     return RequestSummary(
-        id=name, level=level, max_level=max_level, computed_tokens=computed, final_tokens=computed + 10,
-        saving_per_layer=saving, final_bytes=final, final_saving_per_layer=saving,
+        id=name, level=level, max_level=max_level, computed_tokens=computed, saving_per_layer=saving,
+        prompt_bytes=prompt, prompt_saving_per_layer=saving,
     )  # fmt: skip
 
 
@@ -71,6 +71,13 @@ def test_cooldown_between_rounds() -> None:
     assert first and third and not second
 
 
+def test_a_step_that_would_not_fit_does_not_wait_for_the_cooldown() -> None:
+    state, _ = decide(None, load(900), [running("a", 10)], 0.0, CONFIG)
+    state, held = decide(state, load(900, wanted=100, new_level=2), [running("a", 10)], 0.1, CONFIG)
+    state, acted = decide(state, load(900, wanted=101, new_level=2), [running("a", 10)], 0.2, CONFIG)
+    assert acted and not held
+
+
 def test_nothing_to_convert_does_not_start_a_cooldown() -> None:
     state, decisions = decide(None, load(900, new_level=8), [], 0.0, CONFIG)
     assert decisions == [] and state.raised is None
@@ -85,6 +92,33 @@ def test_new_requests_come_back_to_level_0_step_by_step() -> None:
             level = decision.level
             falls.append((now, level))
     assert falls == [(10, 6), (20, 4), (30, 2), (40, 0)]
+
+
+def test_calm_times_that_nobody_watched_count() -> None:
+    state, decisions = decide(None, load(0, new_level=8), [], 0.0, CONFIG)
+    assert decisions == []
+    state, decisions = decide(state, load(0, new_level=8), [], 29.0, CONFIG)
+    assert decisions == [Decision(None, 4, "pressure gone")]
+    state, decisions = decide(state, load(0, new_level=4), [], 30.0, CONFIG)
+    assert decisions == [Decision(None, 2, "pressure gone")]
+    _, decisions = decide(state, load(0, new_level=2), [], 1e9, CONFIG)
+    assert decisions == [Decision(None, 0, "pressure gone")]
+
+
+@pytest.mark.parametrize(("idle", "level"), [(4.9, 3), (5.0, 2), (3600.0, 0)])
+def test_idle_engine_returns_to_full_attention(idle: float, level: int) -> None:
+    now = 0.0
+    engine = tiny_engine(units=200, policy=make_policy(PolicyConfig(cooldown_seconds=0.0)), clock=lambda: now)
+    params = SamplingParams(max_tokens=16, ignore_eos=True)
+    engine.add_request(random_prompt(82), params, quality="full")
+    while engine.has_work:
+        now += 1.0
+        engine.step()
+    assert engine.stats()["new_level"] == 3
+    now += idle
+    engine.add_request(random_prompt(30), params, request_id="next")
+    engine.run()
+    assert engine.final["next"].levels[0] == [0, level]
 
 
 def test_between_the_marks_nothing_changes() -> None:
@@ -109,12 +143,11 @@ def test_oscillating_load_does_not_make_levels_swing() -> None:
 
 
 def test_long_prompt_starts_at_the_level_that_keeps_its_share() -> None:
-    prompt = running("a", 100, computed=0, final=750)
-    _, decisions = decide(None, load(0), [prompt], 0.0, CONFIG)
+    _, decisions = decide(None, load(0), [running("a", 100, computed=0, prompt=750)], 0.0, CONFIG)
     assert decisions == [Decision("a", 3, "long prompt")]
-    _, decisions = decide(None, load(0), [running("a", 100, computed=0, final=500)], 0.0, CONFIG)
+    _, decisions = decide(None, load(0), [running("a", 100, computed=0, prompt=500)], 0.0, CONFIG)
     assert decisions == []
-    _, decisions = decide(None, load(0), [running("a", 100, computed=16, final=750)], 0.0, CONFIG)
+    _, decisions = decide(None, load(0), [running("a", 100, computed=16, prompt=750)], 0.0, CONFIG)
     assert decisions == []
 
 
@@ -143,7 +176,7 @@ def test_decisions_are_always_legal(
     used: int, wanted: int, requests: list[tuple[int, int, int, int]], new_level: int
 ) -> None:
     summaries = [
-        running(str(i), saving, min(a, b), max(a, b), computed, final=900)
+        running(str(i), saving, min(a, b), max(a, b), computed, prompt=900)
         for i, (saving, a, b, computed) in enumerate(requests)
     ]
     _, decisions = decide(None, load(used, wanted, new_level), summaries, 0.0, CONFIG)
@@ -185,6 +218,58 @@ def test_engine_under_load_converts_and_every_request_ends() -> None:
         assert engine.final[name].finish_reason == "length"
         assert_as_reference(engine, name, prompt)
     assert engine.arena.free_units == engine.arena.n_units
+
+
+def test_levels_rise_as_memory_fills_and_not_before() -> None:
+    engine = tiny_engine(
+        units=260, policy=make_policy(PolicyConfig(cooldown_seconds=0.0, calm_seconds=0.0)), max_step_tokens=12
+    )
+    for i in range(6):
+        engine.add_request(random_prompt(40, i), SamplingParams(max_tokens=16, ignore_eos=True), request_id=str(i))
+    used, conversions = [0.0], [0]
+    while engine.has_work:
+        engine.step()
+        stats = engine.stats()
+        used.append((stats["kv_bytes"] + stats["state_bytes"]) / stats["budget_bytes"])
+        conversions.append(sum(stats["conversions"].values()))
+    first = next(step for step, count in enumerate(conversions) if count)
+    assert used[first - 1] > 0.75
+    assert len(set(conversions)) > 3
+    assert max(used) > 0.8
+    assert engine.stats()["conversions"].keys() == {"memory pressure"}
+
+
+def test_prompts_that_are_read_later_do_not_count_yet() -> None:
+    seen: list[Signals] = []
+
+    def watch(state: object, signals: Signals, summaries: Sequence[RequestSummary], now: float) -> tuple[object, list]:
+        assert all(summary.saving_per_layer == 0 for summary in summaries if not summary.computed_tokens)
+        seen.append(signals)
+        return state, []
+
+    engine = tiny_engine(policy=watch, max_step_tokens=12)
+    for i in range(3):
+        engine.add_request(random_prompt(40, i), SamplingParams(max_tokens=4, ignore_eos=True), request_id=str(i))
+    engine.step()
+    engine.step()
+    pages = 12 // PAGE_TOKENS * engine.decoder.n_layers
+    page = engine.arena.page_bytes
+    # Asked before anything starts, after the requests have started, and in the second step.
+    assert [signals.wanted_bytes for signals in seen] == [0, pages * page, pages * page]
+    assert [signals.used_bytes for signals in seen] == [0, 0, pages * page]
+
+
+@pytest.mark.parametrize("max_tokens", [None, 200], ids=["open-ended", "long-answer"])
+def test_a_short_prompt_with_a_long_answer_is_no_long_prompt(max_tokens: int | None) -> None:
+    engine = tiny_engine(units=300, policy=make_policy())
+    engine.add_request(random_prompt(5), SamplingParams(max_tokens=max_tokens), request_id="chat")
+    engine.step()
+    assert engine.stats()["requests"][0]["levels"] == [[0, 0]]
+    engine.cancel("chat")
+    engine.add_request(random_prompt(90), SamplingParams(max_tokens=5), request_id="long")
+    engine.step()
+    assert engine.stats()["requests"][0]["levels"] == [[0, 1]]
+    assert engine.stats()["conversions"] == {"long prompt": 1}
 
 
 def test_quality_full_is_never_converted() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from dsla.engine import AsyncEngine, SamplingParams, StepOutput
+from dsla.engine import AsyncEngine, Request, SamplingParams, StepOutput
 from dsla.errors import EngineError, RequestError
 from tests.engine.tiny import RecordingEngine, assert_as_reference, random_prompt, tiny_engine
 
@@ -145,6 +146,30 @@ def test_crash_reaches_everyone_and_health() -> None:
     assert not engine.stats()["healthy"]
     with pytest.raises(EngineError, match="has stopped: RuntimeError: the sky fell"):
         engine.generate([1], GREEDY)
+    engine.close()
+
+
+def test_command_that_fails_is_heard_by_all() -> None:
+    engine = AsyncEngine(tiny_engine())
+    submit, gate = engine.engine.submit, threading.Event()
+
+    def broken(request: Request) -> str:
+        if request.id == "1":
+            raise RuntimeError("the sky fell")
+        return submit(request)
+
+    async def main() -> list[Any]:
+        requests = [asyncio.create_task(collect(engine, [1, 2], request_id=str(i))) for i in range(3)]
+        await asyncio.sleep(0.05)
+        gate.set()
+        return await asyncio.wait_for(asyncio.gather(*requests, return_exceptions=True), 10)
+
+    engine.engine.submit = broken  # type: ignore[method-assign]
+    engine._send(gate.wait)
+    first, failed, never_run = asyncio.run(main())
+    assert first[-1].finish_reason == "error"
+    for error in (failed, never_run):
+        assert isinstance(error, EngineError) and "the sky fell" in str(error)
     engine.close()
 
 

@@ -72,8 +72,11 @@ def test_level_0_equals_transformers(
             "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 64, "rope_theta": 500.0,
         }},
+        {"rope_parameters": {
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "rope_theta": 500.0,
+        }},
     ],
-    ids=["biases", "mha", "mqa", "rope-linear", "rope-llama3"],
+    ids=["biases", "mha", "mqa", "rope-linear", "rope-llama3", "rope-yarn"],
 )  # fmt: skip
 def test_variants_of_llama_equal_transformers(changes: dict) -> None:
     torch.manual_seed(3)
@@ -142,6 +145,22 @@ def test_unsupported_activation_is_refused() -> None:
         PackedDecoder(build_weights(model.state_dict(), config, family, torch.float32), config, family)
 
 
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0] * 3, "long_factor": [2.0] * 3,
+         "original_max_position_embeddings": 64},
+    ],
+    ids=lambda rope: rope["rope_type"],
+)  # fmt: skip
+def test_rope_that_changes_with_the_length_is_refused(rope: dict) -> None:
+    settings = tiny_model().config.to_dict() | {"rope_parameters": rope | {"rope_theta": 500.0}, "dtype": None}
+    model = LlamaForCausalLM(LlamaConfig(**settings))
+    with pytest.raises(ModelError, match=f"rope type '{rope['rope_type']}' is not supported"):
+        decoder_of(model)
+
+
 def test_folder_without_weights_is_refused(tmp_path: Path) -> None:
     tiny_model().config.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"expected model\.safetensors"):
@@ -152,3 +171,11 @@ def test_end_tokens_of_the_generation_config_count(tmp_path: Path) -> None:
     tiny_model(torch.float32).save_pretrained(tmp_path)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [58, 60]}))
     assert PackedDecoder.load(tmp_path).eos_token_ids == {58, 60}
+
+
+@pytest.mark.parametrize("text", ["{", "[60]", "60", '{"eos_token_id": "60"}', '{"eos_token_id": [60, null]}', "\xff"])
+def test_damaged_generation_config_is_named(tmp_path: Path, text: str) -> None:
+    tiny_model(torch.float32).save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ModelError, match=r"generation_config\.json is damaged"):
+        PackedDecoder.load(tmp_path)

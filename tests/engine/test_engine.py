@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from dsla.engine import SamplingParams
+from dsla.engine import EngineConfig, SamplingParams
 from dsla.errors import EngineError, RequestError
 from dsla.mixers import DslaConfig
 from tests.engine.tiny import ORDER, assert_as_reference, random_prompt, tiny_decoder, tiny_engine
@@ -93,6 +93,62 @@ def test_request_that_can_never_fit_is_refused_with_the_budget_it_needs() -> Non
     with pytest.raises(EngineError, match=f"needs {4 * 30 * page:,} bytes; the memory budget is {100 * page:,}"):
         engine.add_request(random_prompt(50), SamplingParams(max_tokens=11), request_id="x")
     assert not engine.has_work
+
+
+@pytest.mark.parametrize(
+    ("units", "prompt", "config", "expected"),
+    [
+        (1000, 5, {"open_ended_tokens": 30}, 30),
+        (1000, 505, {"level": 3}, 7),
+        (4 * 20, 5, {}, 2 * 20 - 5),
+        (4 * 20, 5, {"open_ended_tokens": 30}, 30),
+        (4 * 3, 6, {}, 1),
+    ],
+    ids=["default", "context", "budget", "default-within-budget", "one-token"],
+)
+def test_request_without_max_tokens_gets_a_stated_reserve(
+    units: int, prompt: int, config: dict[str, int], expected: int
+) -> None:
+    engine = tiny_engine(units=units, max_step_tokens=64, **config)
+    engine.add_request(random_prompt(prompt), SamplingParams(max_tokens=None, ignore_eos=True), request_id="x")
+    engine.run()
+    assert engine.final["x"].finish_reason == "length"
+    assert len(engine.outputs["x"]) == expected
+    assert_as_reference(engine, "x", random_prompt(prompt))
+
+
+def test_request_without_max_tokens_is_refused_where_not_even_one_fits() -> None:
+    engine = tiny_engine(units=4 * 3)
+    with pytest.raises(EngineError, match="7 prompt tokens and up to 1 new ones"):
+        engine.add_request(random_prompt(7), SamplingParams(max_tokens=None))
+
+
+def test_open_ended_requests_run_side_by_side() -> None:
+    engine = tiny_engine(units=8 * 4 * 10, open_ended_tokens=16)
+    for i in range(8):
+        engine.add_request(random_prompt(5, i), SamplingParams(max_tokens=None, ignore_eos=True), request_id=str(i))
+    engine.step()
+    assert engine.stats()["running"] == 8
+    engine.run()
+    for i in range(8):
+        assert_as_reference(engine, str(i), random_prompt(5, i))
+
+
+@pytest.mark.parametrize("max_step_tokens", [2, 3])
+def test_few_step_tokens_limit_how_many_run_at_once(max_step_tokens: int) -> None:
+    engine = tiny_engine(max_step_tokens=max_step_tokens, max_running=64)
+    assert engine.config.max_running == max_step_tokens - 1
+    for name, prompt in PROMPTS.items():
+        engine.add_request(prompt, GREEDY, request_id=name)
+    engine.run()
+    for name, prompt in PROMPTS.items():
+        assert_as_reference(engine, name, prompt)
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_step_tokens", 1), ("max_running", 0), ("open_ended_tokens", 0)])
+def test_bad_settings_are_named(name: str, value: int) -> None:
+    with pytest.raises(EngineError, match=f"{name} must be at least {value + 1}, found {value}"):
+        EngineConfig(**{name: value})
 
 
 def test_nan_fails_one_request_and_names_it() -> None:

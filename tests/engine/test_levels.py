@@ -13,7 +13,7 @@ import torch
 from dsla.engine import Decision, RequestSummary, SamplingParams, Signals
 from dsla.errors import EngineError
 from dsla.mixers import DslaConfig
-from tests.engine.tiny import ORDER, assert_as_reference, random_prompt, tiny_decoder, tiny_engine
+from tests.engine.tiny import ORDER, assert_as_reference, no_policy, random_prompt, tiny_decoder, tiny_engine
 
 GREEDY = SamplingParams(max_tokens=12, ignore_eos=True)
 PROMPTS = {name: random_prompt(n, seed) for seed, (name, n) in enumerate({"a": 1, "b": 7, "c": 23, "d": 40}.items())}
@@ -116,18 +116,42 @@ def test_page_freed_by_conversion_admits_a_waiting_request_in_the_next_step() ->
     engine = tiny_engine(units=126)
     engine.add_request(random_prompt(48), SamplingParams(max_tokens=10, ignore_eos=True), request_id="long")
     engine.add_request(random_prompt(8), SamplingParams(max_tokens=5, ignore_eos=True), request_id="short")
-    for _ in range(7):
+    while len(engine.outputs.get("long", [])) < 8:
         engine.step()
     assert engine.stats()["waiting"] == 1
+    free, slot = engine.arena.free_units, engine.arena.slot_units
+    taken = 3 * engine.arena.page_count(8) + slot
+    assert free < taken
     engine.set_level(1)
     engine.step()
     stats = engine.stats()
     assert stats["waiting"] == 0
+    pages = engine.arena.page_count(48 + 8)
+    assert engine.arena.free_units == free + pages - slot - taken
     assert {r["id"]: r["computed_tokens"] for r in stats["requests"]}["short"] > 0
     engine.run()
     assert_as_reference(engine, "long", random_prompt(48))
     assert_as_reference(engine, "short", random_prompt(8))
     assert stats["conversions"] == {"by hand": 1}
+
+
+def test_page_freed_by_conversion_lets_a_request_read_its_prompt_in_the_same_step() -> None:
+    engine = tiny_engine(units=100, policy=no_policy)
+    engine.add_request(random_prompt(45), SamplingParams(max_tokens=10, ignore_eos=True), request_id="long")
+    while not engine.outputs.get("long"):
+        engine.step()
+    engine.add_request(random_prompt(8), SamplingParams(max_tokens=5, ignore_eos=True), request_id="short")
+    free, taken = engine.arena.free_units, 4 * engine.arena.page_count(8)
+    assert free < taken
+    engine.step()
+    pages, slot = engine.arena.page_count(45), engine.arena.slot_units
+    assert engine.arena.free_units == free + pages - slot - taken
+    stats = engine.stats()
+    assert {r["id"]: r["computed_tokens"] for r in stats["requests"]} == {"long": 46, "short": 8}
+    assert stats["conversions"] == {"memory": 1}
+    engine.run()
+    for name, tokens in (("long", 45), ("short", 8)):
+        assert_as_reference(engine, name, random_prompt(tokens))
 
 
 def test_nan_in_a_cache_fails_its_fold_and_names_the_layer() -> None:
@@ -143,14 +167,20 @@ def test_nan_in_a_cache_fails_its_fold_and_names_the_layer() -> None:
 
 
 def test_short_requests_are_not_converted_by_memory_pressure() -> None:
-    engine = tiny_engine(policy=lambda state, signals, summaries, now: (state, []))
-    engine.add_request(random_prompt(5), SamplingParams(max_tokens=5, ignore_eos=True), request_id="x")
+    engine = tiny_engine(units=100, policy=no_policy)
+    engine.add_request(random_prompt(45), SamplingParams(max_tokens=10, ignore_eos=True), request_id="long")
+    for i in range(2):
+        engine.add_request(random_prompt(3, i), SamplingParams(max_tokens=8, ignore_eos=True), request_id=f"short{i}")
     engine.run()
-    assert engine.final["x"].levels == [[0, 0]]
+    assert engine.stats()["conversions"].keys() == {"memory"}
+    assert engine.final["long"].levels[-1][1] > 0
+    for i in range(2):
+        assert engine.final[f"short{i}"].levels == [[0, 0]]
+        assert_as_reference(engine, f"short{i}", random_prompt(3, i))
 
 
 def test_layer_about_to_outgrow_its_slot_is_converted_before_its_pages_pay_for_it() -> None:
-    engine = tiny_engine(units=80 + 45, policy=lambda state, signals, summaries, now: (state, []), max_step_tokens=14)
+    engine = tiny_engine(units=80 + 45, policy=no_policy, max_step_tokens=14)
     engine.add_request(
         random_prompt(10), SamplingParams(max_tokens=30, ignore_eos=True), request_id="old", quality="full"
     )
@@ -165,7 +195,7 @@ def test_layer_about_to_outgrow_its_slot_is_converted_before_its_pages_pay_for_i
 
 
 def test_relief_converts_no_more_than_it_must() -> None:
-    engine = tiny_engine(units=4 * 25, policy=lambda state, signals, summaries, now: (state, []))
+    engine = tiny_engine(units=4 * 25, policy=no_policy)
     engine.add_request(random_prompt(45), SamplingParams(max_tokens=10, ignore_eos=True), request_id="x")
     engine.run()
     assert [level for _, level in engine.final["x"].levels] == [0, 1]
@@ -174,7 +204,7 @@ def test_relief_converts_no_more_than_it_must() -> None:
 
 
 def test_accepted_request_runs_though_the_level_was_forced_down_meanwhile() -> None:
-    engine = tiny_engine(units=110, policy=lambda state, signals, summaries, now: (state, []))
+    engine = tiny_engine(units=110, policy=no_policy)
     engine.add_request(random_prompt(45), SamplingParams(max_tokens=6, ignore_eos=True), request_id="first")
     engine.step()
     engine.add_request(random_prompt(60), SamplingParams(max_tokens=10, ignore_eos=True), request_id="second")
@@ -196,6 +226,16 @@ def test_forced_level_waits_for_memory_instead_of_overdrawing() -> None:
     assert_as_reference(engine, "x", random_prompt(4))
 
 
+@pytest.mark.parametrize(("units", "level"), [(27, 2), (20, 1), (15, 0)])
+def test_level_forced_above_what_the_budget_holds_starts_at_the_nearest_one(units: int, level: int) -> None:
+    engine = tiny_engine(units=units)
+    engine.add_request(random_prompt(4), SamplingParams(max_tokens=3, ignore_eos=True), request_id="x")
+    engine.set_level(3)
+    engine.run(limit=20)
+    assert engine.final["x"].levels == [[0, level]]
+    assert_as_reference(engine, "x", random_prompt(4))
+
+
 @pytest.mark.parametrize("seed", range(200))
 def test_random_schedule(seed: int) -> None:
     rng = random.Random(seed)
@@ -212,6 +252,7 @@ def test_random_schedule(seed: int) -> None:
         policy=policy,
         max_running=rng.choice([2, 4, 8]),
         max_step_tokens=rng.choice([9, 13, 24, 64]),
+        open_ended_tokens=20,
     )
     prompts: dict[str, list[int]] = {}
     offered = 0
@@ -219,7 +260,7 @@ def test_random_schedule(seed: int) -> None:
         if offered < 6 and rng.random() < 0.4:
             offered += 1
             name, prompt = f"r{offered}", random_prompt(rng.choice([1, 2, 5, 12, 25, 45, 60]), rng.randint(0, 10**6))
-            params = SamplingParams(max_tokens=rng.randint(1, 24), ignore_eos=True)
+            params = SamplingParams(max_tokens=rng.choice([None, rng.randint(1, 24)]), ignore_eos=True)
             options = rng.choice(
                 [{}, {}, {}, {"quality": "full"}, {"quality": "balanced"}, {"max_level": 2}, {"min_level": 1}]
             )

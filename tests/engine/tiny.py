@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dsla.convert.adapter import cast
-from dsla.engine import Engine, EngineConfig, PackedDecoder, Policy, StepOutput
+from dsla.engine import Decision, Engine, EngineConfig, PackedDecoder, Policy, RequestSummary, Signals, StepOutput
 from dsla.engine.batch import PackedBatch
 from dsla.engine.weights import build_weights
 from dsla.families import attention_shape, family_of
@@ -98,13 +99,25 @@ class RecordingEngine(Engine):
 
 
 def tiny_engine(
-    units: int = 1000, *, decoder: PackedDecoder | None = None, policy: Policy | None = None, **config: Any
+    units: int = 1000,
+    *,
+    decoder: PackedDecoder | None = None,
+    policy: Policy | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    **config: Any,
 ) -> RecordingEngine:
     decoder = decoder or tiny_decoder()
     one = decoder.arena(1 << 16, PAGE_TOKENS)
     arena = decoder.arena(units * one.page_bytes, PAGE_TOKENS, poison=True)
     settings = {"max_step_tokens": 9, "max_running": 8, **config}
-    return RecordingEngine(decoder, arena, EngineConfig(**settings), policy)
+    return RecordingEngine(decoder, arena, EngineConfig(**settings), policy, clock)
+
+
+def no_policy(
+    state: object, signals: Signals, summaries: Sequence[RequestSummary], now: float
+) -> tuple[object, list[Decision]]:
+    """A policy that never decides anything: only lack of memory converts."""
+    return state, []
 
 
 def random_prompt(tokens: int, seed: int = 0) -> list[int]:
@@ -199,6 +212,8 @@ def assert_as_reference(engine: RecordingEngine, name: str, prompt: list[int], t
     output = engine.outputs.get(name, [])
     found = engine.logits.get(name, [])
     if not found:
+        reason = engine.final[name].finish_reason
+        assert reason == "abort", f"request {name} ended with {reason!r} without a token"
         return
     levels = engine.final[name].levels
     tokens = (prompt + output)[: len(prompt) + len(found) - 1]

@@ -1,8 +1,9 @@
 """The policy on bytes and prompt lengths, a pure function.
 
-Under pressure (memory in use and soon wanted above the high-water mark) running requests are converted, layer by layer,
-and new ones start higher; the pressure ends below the low-water mark, and after a calm time new requests start lower
-again, down to level 0. Between the marks nothing changes, so a load that swings does not make levels swing with it.
+Under pressure (memory in use and wanted by the next step above the high-water mark) running requests are converted, layer
+by layer, and new ones start higher; the pressure ends below the low-water mark, and after a calm time new requests start
+lower again, down to level 0; several calm times at once lower them as far. Between the marks nothing changes, so a load
+that swings does not make levels swing with it.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ class PolicyConfig:
     """Settings of the policy.
 
     Attributes:
-        high_water: part of the budget, used or soon wanted, above which there is pressure.
+        high_water: part of the budget, used or wanted by the next step, above which there is pressure.
         low_water: part of the budget below which there is none any more.
-        cooldown_seconds: time between two rounds of conversions, and between two rises of the level of new requests.
+        cooldown_seconds: time between two rounds of conversions, and between two rises of the level of new requests; not
+            waited for where the next step would not fit.
         calm_seconds: time below the low-water mark before the level of new requests falls, and between two falls.
         new_level_step: part of all levels by which the level of new requests rises or falls at once.
-        long_share: a request that would take a larger part of the budget than this starts at a level where it does not.
+        long_share: a request whose prompt takes a larger part of the budget than this starts at a level where it does not.
     """
 
-    high_water: float = 0.85
-    low_water: float = 0.6
+    high_water: float = 0.9
+    low_water: float = 0.7
     cooldown_seconds: float = 0.5
     calm_seconds: float = 5.0
     new_level_step: float = 0.25
@@ -99,7 +101,8 @@ def decide(
     decisions = [Decision(name, level, "long prompt") for name, level in levels.items()]
     step = math.ceil(config.new_level_step * signals.max_level)
     if state.pressure and demand > config.high_water * signals.budget_bytes:
-        if state.raised is not None and now - state.raised < config.cooldown_seconds:
+        cooling = state.raised is not None and now - state.raised < config.cooldown_seconds
+        if cooling and demand <= signals.budget_bytes:
             return state, decisions
         target = (config.high_water + config.low_water) / 2 * signals.budget_bytes
         others = [summary for summary in summaries if summary.id not in levels]
@@ -111,8 +114,10 @@ def decide(
         if rises or new_level != signals.new_level:
             state = replace(state, raised=now)
     elif signals.new_level and state.calm_since is not None and now - state.calm_since >= config.calm_seconds:
-        decisions.append(Decision(None, max(signals.new_level - step, 0), "pressure gone"))
-        state = replace(state, calm_since=now)
+        calm = config.calm_seconds
+        falls = int((now - state.calm_since) // calm) if calm else signals.max_level
+        decisions.append(Decision(None, max(signals.new_level - falls * step, 0), "pressure gone"))
+        state = replace(state, calm_since=state.calm_since + falls * calm if calm else now)
     return state, decisions
 
 
@@ -124,12 +129,12 @@ def _without_future(state: PolicyState, now: float) -> PolicyState:
 
 
 def _long_requests(summaries: Sequence[RequestSummary], share_bytes: float) -> dict[str, int]:
-    """Levels of requests that have not begun and would take more than `share_bytes` at the level they have."""
+    """Levels of requests that have not begun and whose prompts take more than `share_bytes` at the level they have."""
     levels = {}
     for summary in summaries:
-        excess = summary.final_bytes - share_bytes
-        if summary.computed_tokens == 0 and excess > 0 and summary.final_saving_per_layer > 0:
-            level = min(summary.level + math.ceil(excess / summary.final_saving_per_layer), summary.max_level)
+        excess = summary.prompt_bytes - share_bytes
+        if summary.computed_tokens == 0 and excess > 0 and summary.prompt_saving_per_layer > 0:
+            level = min(summary.level + math.ceil(excess / summary.prompt_saving_per_layer), summary.max_level)
             if level > summary.level:
                 levels[summary.id] = level
     return levels

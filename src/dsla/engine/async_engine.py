@@ -175,10 +175,10 @@ class AsyncEngine:
             self._wake.wait_for(lambda: self._closing or self._commands or self.engine.has_work)
             if self._closing:
                 return False
-            commands = list(self._commands)
-            self._commands.clear()
-        for command, _ in commands:
-            command()
+        while self._commands:
+            self._commands[0][0]()
+            # Only now: whoever sent a command that fails, or one after it, is still there to be told.
+            self._commands.popleft()
         return True
 
     def _deliver(self, output: StepOutput) -> None:
@@ -195,7 +195,7 @@ class AsyncEngine:
         for stream in unheard:
             stream.put(self._stopped())
         for request, stream in self._open.values():
-            if self._failure is None:
-                self.engine.cancel(request.id)
             stream.put(StepOutput.of(request, [], "abort" if self._failure is None else "error", self._failure))
+        for name in self._open if self._failure is None else ():
+            self.engine.cancel(name)
         self._open.clear()

@@ -64,11 +64,6 @@ class PackedBatch:
         self.sample_rows = torch.tensor(sampled, dtype=torch.int64, device=device)
         self._splits: dict[tuple[bool, ...], Split] = {}
 
-    @property
-    def n_tokens(self) -> int:
-        """Rows of the batch."""
-        return len(self.tokens)
-
     def split(self, layer: int) -> Split:
         """Which rows of `layer` softmax attention mixes and which the converted layer's mixer."""
         kept = tuple(segment.memory.is_kept(layer) for segment in self.segments)

@@ -23,9 +23,36 @@ if TYPE_CHECKING:
     from dsla.convert import Adapter
 
 
+_STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+"""Rope types whose angles depend on the position alone; those of `dynamic` and `longrope` change with the length seen."""
+
+
 def end_tokens(value: int | Sequence[int] | None) -> frozenset[int]:
     """End tokens of a config, which holds none, one, or several."""
     return frozenset(() if value is None else (value,) if isinstance(value, int) else value)
+
+
+def generation_end_tokens(model: Path) -> frozenset[int]:
+    """End tokens that a model folder's `generation_config.json` adds, if there is one.
+
+    Raises:
+        ModelError: if the file is damaged.
+    """
+    path = model / "generation_config.json"
+    if not path.is_file():
+        return frozenset()
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is damaged ({error}): fetch the model again, or remove the file") from None
+    value = found.get("eos_token_id") if isinstance(found, dict) else found
+    tokens = value if isinstance(value, list) else [] if value is None else [value]
+    if not isinstance(found, dict) or not all(type(token) is int for token in tokens):
+        raise ModelError(
+            f"{path} is damaged (expected an object whose eos_token_id is a token id, a list of them, or null): "
+            "fetch the model again, or remove the file"
+        )
+    return frozenset(tokens)
 
 
 class PackedDecoder:
@@ -58,7 +85,12 @@ class PackedDecoder:
             raise ModelError(
                 f"activation {config.hidden_act!r} is not supported by the packed decoder, which computes 'silu'"
             )
-        self.weights, self.family = weights, family
+        rope = config.rope_parameters["rope_type"]
+        if rope not in _STATIC_ROPE:
+            raise ModelError(
+                f"rope type {rope!r} is not supported by the packed decoder, which computes {', '.join(_STATIC_ROPE)}"
+            )
+        self.weights = weights
         self.mixers = dict(mixers or {})
         self.order = tuple(self.mixers)
         self.shape = attention_shape(config)
@@ -98,9 +130,7 @@ class PackedDecoder:
         family = family_of(config)
         weights = build_weights(Checkpoint(model), config, family, dtype or config.dtype or torch.float32, device)
         decoder = cls(weights, config, family, adapter.mixers if adapter else None)
-        generation = model / "generation_config.json"
-        if generation.is_file():
-            decoder.eos_token_ids |= end_tokens(json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id"))
+        decoder.eos_token_ids |= generation_end_tokens(model)
         return decoder
 
     @property

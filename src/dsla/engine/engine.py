@@ -27,25 +27,25 @@ class EngineConfig:
     """Settings of the engine.
 
     Attributes:
-        max_step_tokens: tokens one step computes, at most.
-        max_running: requests that run at once, at most.
+        max_step_tokens: tokens one step computes, at most; at least 2.
+        max_running: requests that run at once, at most. Lowered to `max_step_tokens - 1`: each takes a token of every
+            step, and prompts need some too.
+        open_ended_tokens: `max_tokens` of requests that state none, at most.
         level: level of all requests, fixed; None = the policy decides (0 without one).
         max_events: events kept in the log.
     """
 
     max_step_tokens: int = 512
     max_running: int = 64
+    open_ended_tokens: int = 1024
     level: int | None = None
     max_events: int = 1000
 
     def __post_init__(self) -> None:
-        if self.max_running < 1:
-            raise EngineError(f"max_running must be at least 1, found {self.max_running}")
-        if self.max_step_tokens <= self.max_running:
-            raise EngineError(
-                f"max_step_tokens must be above max_running, or prompts would starve: "
-                f"found {self.max_step_tokens} and {self.max_running}"
-            )
+        for name, least in (("max_step_tokens", 2), ("max_running", 1), ("open_ended_tokens", 1)):
+            if getattr(self, name) < least:
+                raise EngineError(f"{name} must be at least {least}, found {getattr(self, name)}")
+        object.__setattr__(self, "max_running", min(self.max_running, self.max_step_tokens - 1))
 
 
 class Engine:
@@ -95,8 +95,11 @@ class Engine:
     ) -> Request:
         """Builds a request without adding it; may be called from any thread. Arguments and errors as `add_request`."""
         levels = level_bounds(quality, min_level, max_level, self._levels.max_level)
-        request = build_request(prompt, params, request_id, levels, self.decoder, self._clock())
+        request = build_request(prompt, params, request_id, levels, self.decoder, self.config.open_ended_tokens)
         needed = self._levels.smallest_claim(request)
+        while params.max_tokens is None and needed > self.arena.n_units and request.max_tokens > 1:
+            request.max_tokens = max(request.max_tokens - self.arena.page_tokens, 1)
+            needed = self._levels.smallest_claim(request)
         if needed > self.arena.n_units:
             raise EngineError(
                 f"a request of {len(prompt)} prompt tokens and up to {request.max_tokens} new ones, at levels "
@@ -188,13 +191,17 @@ class Engine:
         """
         now = self._clock()
         self._levels.apply_forced(now)
-        self._levels.start(now)
         self._levels.apply_policy(now)
+        if self._levels.start(now):
+            self._levels.apply_policy(now)
         chunks = self._scheduler.plan()
         self._levels.relieve(chunks, now)
         chunks = [chunk for chunk in chunks if chunk.request.status is Status.RUNNING]
         if chunks:
             self._compute(chunks, now)
+        if not self._requests:
+            # Nobody steps an idle engine: the calm begins here.
+            self._levels.apply_policy(self._clock())
         outputs, self._outputs = self._outputs, []
         return outputs
 

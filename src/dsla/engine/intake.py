@@ -53,7 +53,7 @@ def build_request(
     request_id: str | None,
     levels: tuple[int, int],
     decoder: PackedDecoder,
-    now: float,
+    open_ended_tokens: int,
 ) -> Request:
     """Builds a request.
 
@@ -63,7 +63,7 @@ def build_request(
         request_id: its name, or None for a random one.
         levels: `(min_level, max_level)`.
         decoder: the model it is for.
-        now: seconds of the engine's clock.
+        open_ended_tokens: tokens to generate at most where `params` does not say.
 
     Raises:
         RequestError: if the prompt is empty, holds unknown tokens, or exceeds the model's context with its answer.
@@ -82,7 +82,7 @@ def build_request(
             "answer: shorten it",
             param="prompt",
         )
-    max_tokens = room if params.max_tokens is None else params.max_tokens
+    max_tokens = min(room, open_ended_tokens) if params.max_tokens is None else params.max_tokens
     if max_tokens > room:
         raise RequestError(
             f"a prompt of {len(prompt)} tokens and max_tokens {max_tokens} exceed the model's context of "
@@ -97,5 +97,4 @@ def build_request(
         seed=params.seed if params.seed is not None else secrets.randbits(63),
         min_level=levels[0],
         max_level=levels[1],
-        arrival=now,
     )

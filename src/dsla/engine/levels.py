@@ -59,6 +59,7 @@ class LevelControl:
         """
         self.check(level)
         self.forced = level
+        self._policy_state = None
         self._deferred.clear()
         if level is None and self._decoder.foldable:
             for request in self._scheduler.running.values():
@@ -75,24 +76,25 @@ class LevelControl:
 
     def smallest_claim(self, request: Request) -> int:
         """The fewest units `request` can be run with under the present settings."""
-        if self.forced is not None:
-            level, ceiling = self._start(request)
-            return self._scheduler.claim(request, level, ceiling)
-        return min(
-            self._scheduler.claim(request, level, level) for level in range(request.min_level, request.max_level + 1)
-        )
+        starts = self._starts(request)
+        return min(self._scheduler.claim(request, *start) for start in (starts if self.forced is None else starts[:1]))
 
-    def start(self, now: float) -> None:
-        """Starts waiting requests, in order, as long as their claims fit."""
+    def start(self, now: float) -> bool:
+        """Starts waiting requests, in order, as long as their claims fit; whether there were any."""
+        started = False
         while (request := self._scheduler.head()) is not None:
-            level, ceiling = self._start_within_budget(request)
-            if self._scheduler.claim(request, level, ceiling) > self._scheduler.room(request):
-                return
+            # The settings may be others than those it was accepted under, and what they ask for more than there is.
+            claims = ((self._scheduler.claim(request, *start), *start) for start in self._starts(request))
+            claim, level, ceiling = next(found for found in claims if found[0] <= self._arena.n_units)
+            if claim > self._scheduler.room(request):
+                break
             request.ceiling = ceiling
             request.enter_level(level)
             request.memory = RequestMemory(self._arena, self._decoder.n_layers, self._decoder.order[:level])
             self._scheduler.start_head()
             self._log.add(Event(now, "start", request.id, "admitted", to_level=level))
+            started = True
+        return started
 
     def apply_forced(self, now: float) -> None:
         """Raises running requests towards the forced level, as far as memory lets it."""
@@ -158,22 +160,18 @@ class LevelControl:
 
     def signals(self) -> Signals:
         """The load now."""
-        running, waiting = self._scheduler.running.values(), self._scheduler.waiting
         wanted = self._scheduler.wanted_units(self._scheduler.plan())
         return Signals(
             budget_bytes=self._arena.budget_bytes,
             kv_bytes=self._arena.kv_bytes,
             state_bytes=self._arena.state_bytes,
             wanted_bytes=wanted * self._arena.page_bytes,
-            running=len(running),
-            waiting=len(waiting),
-            waiting_tokens=sum(len(request.prompt) for request in waiting),
             new_level=self.new_level,
             max_level=self.max_level,
         )
 
     def _summary(self, request: Request) -> RequestSummary:
-        final_pages, slot = self._arena.page_count(request.final_tokens), self._arena.slot_units
+        prompt_pages, slot = self._arena.page_count(len(request.prompt)), self._arena.slot_units
         kept = self._decoder.n_layers - request.level
         saved_now = self._arena.page_count(request.computed) - slot if request.computed else 0
         page_bytes = self._arena.page_bytes
@@ -182,28 +180,22 @@ class LevelControl:
             level=request.level,
             max_level=request.ceiling,
             computed_tokens=request.computed,
-            final_tokens=request.final_tokens,
             saving_per_layer=saved_now * page_bytes,
-            final_bytes=(kept * final_pages + request.level * slot) * page_bytes,
-            final_saving_per_layer=(final_pages - slot) * page_bytes,
+            prompt_bytes=(kept * prompt_pages + request.level * slot) * page_bytes,
+            prompt_saving_per_layer=(prompt_pages - slot) * page_bytes,
         )
 
-    def _start(self, request: Request) -> tuple[int, int]:
-        """Level to start at, and ceiling, by hand or by policy."""
+    def _starts(self, request: Request) -> list[tuple[int, int]]:
+        """Levels to start at, with their ceilings: the one asked for by hand or by policy, then those nearest to it."""
         low, high = request.min_level, request.max_level
         if self.forced is not None:
-            level = min(max(self.forced, low), high)
-            return level, level
-        level = min(max(self.new_level, low), high) if self._scheduler.converts_profitably(request) else low
-        return level, high if self._decoder.foldable else level
-
-    def _start_within_budget(self, request: Request) -> tuple[int, int]:
-        """As `_start`, but higher where a request could never run otherwise: settings may have changed meanwhile."""
-        level, ceiling = self._start(request)
-        while self._scheduler.claim(request, level, ceiling) > self._arena.n_units and level < request.max_level:
-            level += 1
-            ceiling = max(level, ceiling)
-        return level, ceiling
+            wanted = self.forced
+        else:
+            wanted = self.new_level if self._scheduler.converts_profitably(request) else low
+        wanted = min(max(wanted, low), high)
+        may_rise = self.forced is None and self._decoder.foldable
+        levels = sorted(range(low, high + 1), key=lambda level: abs(level - wanted))
+        return [(level, high if may_rise else level) for level in levels]
 
     def _affordable(self, request: Request, wanted: int) -> int:
         """The highest level up to `wanted` that claims and free memory allow."""

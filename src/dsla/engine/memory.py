@@ -41,16 +41,6 @@ class RequestMemory:
         """Layers that keep keys and values."""
         return sum(table is not None for table in self._tables)
 
-    @property
-    def pages_per_layer(self) -> int:
-        """Pages of each kept layer."""
-        return self._pages
-
-    @property
-    def units(self) -> int:
-        """Units in use."""
-        return self.kept_layers * self._pages + len(self._slots) * self._arena.slot_units
-
     def is_kept(self, layer: int) -> bool:
         """Whether `layer` keeps keys and values."""
         return self._tables[layer] is not None

@@ -29,7 +29,6 @@ class Request:
         seed: of its sampling.
         min_level: level it starts at, at least.
         max_level: level it is never raised above.
-        arrival: when it was added, seconds of the engine's clock.
         level: layers converted now.
         ceiling: level its admission counted on being allowed, `level ... max_level`.
         levels: level history, `(from_token, level)`: tokens from position `from_token` on were computed at `level`.
@@ -46,7 +45,6 @@ class Request:
     seed: int
     min_level: int
     max_level: int
-    arrival: float
     level: int = 0
     ceiling: int = 0
     levels: list[tuple[int, int]] = field(default_factory=list)

@@ -18,15 +18,15 @@ class SamplingParams:
     """How tokens are chosen and when a request ends.
 
     Attributes:
-        max_tokens: tokens generated at most; None = as many as the model's context allows.
+        max_tokens: tokens generated at most, and memory for them is promised; None = `EngineConfig.open_ended_tokens`,
+            or fewer where the model's context or the memory budget does not hold so many.
         temperature: 0 = the most likely token (greedy).
         top_p: smallest set of most likely tokens whose probabilities reach `top_p`; 1 = all.
         top_k: the k most likely tokens; 0 = all.
         min_p: tokens at least `min_p` times as likely as the most likely one; 0 = all.
         seed: makes sampling repeatable; None = a random one. A draw depends on seed and place in the output only.
-        stop: texts that end a request. The engine sees tokens, not text, and does not read them: whoever turns its
-            tokens into text looks for them and cancels the request.
         stop_token_ids: tokens that end a request, beside the model's own end tokens. They are not part of the output.
+            The engine sees no text: whoever makes text of its tokens looks for stop texts, and cancels the request.
         ignore_eos: go on after the model's end tokens.
     """
 
@@ -36,7 +36,6 @@ class SamplingParams:
     top_k: int = 0
     min_p: float = 0.0
     seed: int | None = None
-    stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
 
@@ -53,8 +52,6 @@ class SamplingParams:
             raise RequestError(f"min_p must be in [0, 1), found {self.min_p}", param="min_p")
         if self.seed is not None and not -_SEEDS <= self.seed < _SEEDS:
             raise RequestError(f"seed must be a 64-bit integer, found {self.seed}", param="seed")
-        if "" in self.stop:
-            raise RequestError("stop must not contain an empty text", param="stop")
 
 
 def sample(logits: Tensor, params: SamplingParams, seed: int, index: int) -> int:

@@ -17,9 +17,6 @@ class Signals:
         state_bytes: bytes of state slots in use.
         wanted_bytes: bytes the next step takes beside those in use, at the levels of now. Prompts that are read later do
             not count: they take nothing yet, and layers converted for them would be converted too early.
-        running: running requests.
-        waiting: requests in the queue.
-        waiting_tokens: their prompt tokens.
         new_level: level new requests start at now.
         max_level: highest level of the model.
     """
@@ -28,9 +25,6 @@ class Signals:
     kv_bytes: int
     state_bytes: int
     wanted_bytes: int
-    running: int
-    waiting: int
-    waiting_tokens: int
     new_level: int
     max_level: int
 
@@ -49,21 +43,19 @@ class RequestSummary:
         level: its level.
         max_level: level it may be raised to.
         computed_tokens: tokens it remembers.
-        final_tokens: tokens it remembers at most in the end.
         saving_per_layer: bytes freed now by converting one more layer; negative below the break-even length, 0 while
             nothing is computed.
-        final_bytes: bytes it takes in the end at its level.
-        final_saving_per_layer: bytes one more converted layer saves in the end.
+        prompt_bytes: bytes its prompt takes at its level, once read.
+        prompt_saving_per_layer: bytes one more converted layer saves of them; negative below the break-even length.
     """
 
     id: str
     level: int
     max_level: int
     computed_tokens: int
-    final_tokens: int
     saving_per_layer: int
-    final_bytes: int
-    final_saving_per_layer: int
+    prompt_bytes: int
+    prompt_saving_per_layer: int
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,5 @@ def sampling_params(body: GenerationRequest) -> SamplingParams:
         top_k=max(body.top_k or 0, 0),
         min_p=body.min_p or 0.0,
         seed=body.seed,
-        stop=body.stop,
         ignore_eos=body.ignore_eos,
     )

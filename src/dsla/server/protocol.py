@@ -160,7 +160,7 @@ class GenerationRequest(ApiModel):
 
     @property
     def token_limit(self) -> int | None:
-        """Tokens to generate at most, None = as many as the context allows."""
+        """Tokens to generate at most, None = as many as the engine grants a request that does not say."""
         return self.max_tokens
 
 
