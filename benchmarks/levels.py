@@ -1,6 +1,8 @@
-"""Quality and bytes of the levels: perplexity with the adapter, and of the floor (same window and sinks, no states).
+"""Quality and bytes of the levels: perplexity with the adapter, and of two floors with the same window and sinks.
 
-    python benchmarks/levels.py --wikitext wikitext2_valid.txt.gz --books books_long.jsonl.zst
+`floor` is training-free: no states and no deltas. `states_off` is the trained adapter with its states left out.
+
+python benchmarks/levels.py --wikitext wikitext2_valid.txt.gz --books books_long.jsonl.zst
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ from record import RESULTS, origin
 
 import dsla
 from dsla.convert import find_adapter, read_config
+from dsla.convert.adapter import cast
+from dsla.convert.surgery import Levels
 from dsla.distill.data import read_documents
 from dsla.evals import perplexity
 from dsla.families import attention_shape
 from dsla.hub import resolve_model
-from dsla.mixers import SoftmaxMixer
+from dsla.mixers import DslaMixer, SoftmaxMixer
 from dsla.storage import write_json
 
 
@@ -36,15 +40,20 @@ def main() -> None:
     texts = {"wikitext2_1k": _windows(tokenizer, args.wikitext, 8, 1024)}
     if args.books:
         texts["books_4k"] = _windows(tokenizer, args.books, 2, 4096)
+    floor = _floor(model)
     rows: list[dict[str, Any]] = []
     for level in (int(x) for x in args.levels.split(",") if int(x) <= len(model.dsla.mixers)):
         model.dsla.set(level)
         row: dict[str, Any] = {"level": level}
         for name, windows in texts.items():
             row[name] = perplexity(model, windows)
-            _states(model, off=True)
-            row[f"{name}_states_off"] = perplexity(model, windows) if level else row[name]
-            _states(model, off=False)
+            if level:
+                _states(model.dsla.mixers, off=True)
+                row[f"{name}_states_off"] = perplexity(model, windows)
+                _states(model.dsla.mixers, off=False)
+                floor.set(level)
+                row[f"{name}_floor"] = perplexity(model, windows)
+                model.dsla.set(level)
         rows.append(row)
         print(row, flush=True)  # noqa: T201
         _write(args, rows)
@@ -66,7 +75,10 @@ def _write(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
         {
             "origin": origin(),
             "dtype": args.dtype,
-            "texts": {"wikitext2_1k": "WikiText-2 validation, first 8 windows of 1,024 tokens", "books_4k": "2 windows of 4,096 tokens"},
+            "texts": {
+                "wikitext2_1k": "WikiText-2 validation, first 8 windows of 1,024 tokens",
+                "books_4k": "2 windows of 4,096 tokens",
+            },
             "teacher_bytes": weights,
             "adapter_memory_bytes": adapter.nbytes,
             "adapter_disk_bytes": sum(file.stat().st_size for file in adapter.path.glob("layer-*.safetensors")),
@@ -91,8 +103,18 @@ def _windows(tokenizer: Any, path: Path, count: int, length: int) -> torch.Tenso
     return torch.tensor([row[length : 2 * length] for row in rows])
 
 
-def _states(model: Any, off: bool) -> None:
-    for mixer in model.dsla.mixers.values():
+def _floor(model: Any) -> Levels:
+    """The same levels with untrained mixers, whose deltas are zero, and without states."""
+    plan, parameter = model.dsla.plan, next(model.parameters())
+    shape = attention_shape(model.config)
+    mixers = {layer: cast(DslaMixer(plan.mixer, shape), parameter.dtype).eval() for layer in model.dsla.mixers}
+    _states(mixers, off=True)
+    model.dsla.set(0)
+    return Levels(model, plan, mixers)
+
+
+def _states(mixers: dict[int, DslaMixer], off: bool) -> None:
+    for mixer in mixers.values():
         mixer.states_off = off
 
 

@@ -38,7 +38,7 @@ def serve(
         ),
     ] = None,
     page_tokens: Annotated[int, typer.Option(help="Tokens of a KV page.", min=1)] = 16,
-    max_step_tokens: Annotated[int, typer.Option(help="Tokens of one step, at most.", min=1)] = 512,
+    max_step_tokens: Annotated[int, typer.Option(help="Tokens of one step, at most.", min=2)] = 512,
     threads: Annotated[
         int | None, typer.Option(help="Threads to compute with. Default: PyTorch's choice.", min=1)
     ] = None,
