@@ -29,5 +29,5 @@ def test_shape_and_rope_come_from_the_config() -> None:
 
 
 def test_unknown_family_is_named() -> None:
-    with pytest.raises(ModelError, match="'gpt2' is not supported; supported families: llama"):
+    with pytest.raises(ModelError, match="'gpt2' is not supported; supported families: llama, mistral, qwen2, qwen3"):
         family_of(GPT2Config())

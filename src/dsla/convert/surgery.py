@@ -73,7 +73,7 @@ class DslaCacheLayer(DynamicLayer):
 
 
 class ConvertedAttention(nn.Module):
-    """Stands where the teacher's attention stood; q, k, v and o projections are the teacher's own modules.
+    """Stands where the teacher's attention stood; projections and head norms are the teacher's own modules.
 
     Args:
         base: the teacher's attention module.
@@ -86,7 +86,8 @@ class ConvertedAttention(nn.Module):
         self.mixer = mixer
         self.layer_idx: int = base.layer_idx  # type: ignore[assignment]
         self.names = (family.q, family.k, family.v, family.o)
-        for name in self.names:
+        self.norms = (family.q_norm, family.k_norm)
+        for name in (*self.names, *filter(None, self.norms)):
             setattr(self, name, getattr(base, name))
 
     def forward(
@@ -133,6 +134,7 @@ def project(attention: ConvertedAttention, x: Tensor, position: tuple[Tensor, Te
     q, k, v = (getattr(attention, name) for name in attention.names[:3])
     q, k, v = q(x) + mixer.q_delta(x), k(x), v(x)
     q, k, v = (y.unflatten(-1, (-1, mixer.shape.head_dim)) for y in (q, k, v))
+    q, k = (getattr(attention, name)(y) if name else y for name, y in zip(attention.norms, (q, k), strict=True))
     if mixer.config.rope:
         cos, sin = (y.to(q.dtype) for y in position)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)

@@ -201,6 +201,8 @@ class PackedDecoder:
             mixer = self.mixers[layer]
             rows = split.converted_rows
             q = q.index_put((rows,), q[rows] + mixer.q_delta(x[rows]).view(-1, heads, dim))
+        q = q if weights.q_norm is None else self._norm(q, weights.q_norm)
+        k = k if weights.k_norm is None else self._norm(k, weights.k_norm)
         rotated_q, rotated_k = rotate(q, cos, sin), rotate(k, cos, sin)
         y = torch.empty_like(rotated_q)
         if split.kept:

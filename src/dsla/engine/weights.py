@@ -28,7 +28,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One layer: norms `[hidden]` and fused projections."""
+    """One layer: norms `[hidden]`, fused projections, and norms of query and key heads `[D]` (or None)."""
 
     attention_norm: Tensor
     qkv: Linear
@@ -36,6 +36,8 @@ class LayerWeights:
     mlp_norm: Tensor
     gate_up: Linear
     down: Linear
+    q_norm: Tensor | None
+    k_norm: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class DecoderWeights:
                 tensors[part.weight.data_ptr()] = part.weight
                 if part.bias is not None:
                     tensors[part.bias.data_ptr()] = part.bias
-            tensors |= {norm.data_ptr(): norm for norm in (layer.attention_norm, layer.mlp_norm)}
+            norms = (layer.attention_norm, layer.mlp_norm, layer.q_norm, layer.k_norm)
+            tensors |= {norm.data_ptr(): norm for norm in norms if norm is not None}
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
@@ -146,6 +149,8 @@ def build_weights(
                     layer, {family.gate: config.intermediate_size, family.up: config.intermediate_size}, hidden
                 ),
                 down=fuse(layer, {family.down: hidden}, config.intermediate_size),
+                q_norm=read(f"{attention}.{family.q_norm}.weight", shape.head_dim) if family.q_norm else None,
+                k_norm=read(f"{attention}.{family.k_norm}.weight", shape.head_dim) if family.k_norm else None,
             )
         )
     embed = read(f"{family.embed}.weight", config.vocab_size, hidden)

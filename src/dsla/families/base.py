@@ -28,6 +28,8 @@ class Family:
         mlp_norm: norm before the MLP, inside a layer.
         gate: gate projection of the gated MLP, inside a layer; `up` and `down` likewise.
         rope: Hugging Face config -> inverse frequencies `[D // 2]` fp32 and the factor on cos and sin.
+        q_norm: norm of each query head before the rotation, inside the attention module; None = none.
+        k_norm: the same for key heads.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Family:
     up: str
     down: str
     rope: Callable[[Any], tuple[Tensor, float]]
+    q_norm: str | None = None
+    k_norm: str | None = None
 
 
 def attention_shape(config: Any) -> AttentionShape:

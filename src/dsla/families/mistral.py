@@ -1,0 +1,9 @@
+"""Mistral: Llama's shape. Checkpoints that attend to a sliding window only are refused by `family_of`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dsla.families.llama import LLAMA
+
+MISTRAL = replace(LLAMA, name="mistral", model_types=("mistral",))
