@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import RESULTS, origin
+from record import RESULTS, digest, origin
 
 import dsla
 from dsla.convert import find_adapter, read_config
 from dsla.convert.adapter import cast
 from dsla.convert.surgery import Levels
 from dsla.distill.data import read_documents
+from dsla.engine import PackedDecoder
 from dsla.evals import perplexity
 from dsla.families import attention_shape
 from dsla.hub import resolve_model
-from dsla.mixers import DslaMixer, SoftmaxMixer
+from dsla.mixers import DslaMixer
 from dsla.storage import write_json
 
 
@@ -65,10 +66,9 @@ def _write(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     adapter = find_adapter(path, config, args.adapter, torch.bfloat16)
     if adapter is None:
         raise SystemExit("no adapter for the default model")
-    shape = attention_shape(config)
-    mixer = next(iter(adapter.mixers.values()))
-    fixed = mixer.state_spec(torch.bfloat16).fixed_bytes
-    token = SoftmaxMixer(shape).state_spec(torch.bfloat16).bytes_per_token
+    decoder = PackedDecoder.load(path, adapter, torch.bfloat16)
+    arena = decoder.arena(1 << 28)
+    fixed, token = arena.slot_units * arena.page_bytes, decoder.kv_spec.bytes_per_token
     weights = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     write_json(
         args.out,
@@ -83,6 +83,7 @@ def _write(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
             "adapter_memory_bytes": adapter.nbytes,
             "adapter_disk_bytes": sum(file.stat().st_size for file in adapter.path.glob("layer-*.safetensors")),
             "adapter_layers": adapter.max_level,
+            "adapter_sha256": digest(adapter.path),
             "kv_bytes_per_token_and_layer": token,
             "dsla_bytes_per_layer": fixed,
             "break_even_tokens": fixed / token,

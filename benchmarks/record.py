@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 import subprocess
 import sys
@@ -33,6 +35,12 @@ def origin() -> dict[str, Any]:
         },
         "command": " ".join([Path(sys.argv[0]).name, *(Path(x).name if "/" in x else x for x in sys.argv[1:])]),
     }
+
+
+def digest(adapter: Path) -> str:
+    """One hash of all layers of an adapter, from its manifest."""
+    layers = json.loads((adapter / "manifest.json").read_text(encoding="utf-8"))["layers"]
+    return hashlib.sha256("".join(entry["sha256"] for entry in layers.values()).encode()).hexdigest()
 
 
 def _processor() -> str:

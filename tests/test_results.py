@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -37,7 +38,9 @@ def test_adapter_beats_the_floor_measured_before_there_was_one(level: int, floor
 def test_results_belong_to_the_shipped_adapter() -> None:
     files = sorted(SHIPPED.glob("layer-*.safetensors"))
     assert LEVELS["adapter_layers"] == len(files) >= 15
-    assert LEVELS["adapter_disk_bytes"] == sum(file.stat().st_size for file in files)
+    layers = json.loads((SHIPPED / "manifest.json").read_text(encoding="utf-8"))["layers"]
+    hashes = "".join(entry["sha256"] for entry in layers.values())
+    assert LEVELS["adapter_sha256"] == hashlib.sha256(hashes.encode()).hexdigest(), "run benchmarks/levels.py"
 
 
 def test_adapter_is_small_on_disk() -> None:

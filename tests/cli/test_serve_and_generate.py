@@ -69,8 +69,8 @@ class Visit:
         self.answers: list[Any] = []
         real = run_module.server
 
-        def server(app: Any) -> Any:
-            self._server = real(app)
+        def server(app: Any, *rest: Any) -> Any:
+            self._server = real(app, *rest)
             return self
 
         monkeypatch.setattr(run_module, "server", server)

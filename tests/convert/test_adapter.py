@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from dsla.convert.adapter import layer_file, load_adapter, save_layer, stored_we
 from dsla.convert.plan import Plan, Teacher
 from dsla.errors import AdapterError
 from dsla.mixers import AttentionShape, DslaConfig, DslaMixer
-from dsla.storage import write_json
 
 SHAPE = AttentionShape(hidden_size=24, n_heads=4, n_kv_heads=2, head_dim=6)
 CONFIG = DslaConfig(window=4, sinks=2, delta_rank=3)
@@ -24,7 +22,6 @@ TEACHER = Teacher("tiny", "0" * 64, 4)
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
     Plan(TEACHER, (2, 0, 3), CONFIG).save(tmp_path / "plan.json")
-    write_json(tmp_path / "manifest.json", {"format": 1, "layers": {}, "made_from": {"mixer": asdict(CONFIG)}})
     for position, layer in enumerate((2, 0)):
         torch.manual_seed(layer)
         save_layer(tmp_path, layer, DslaMixer(CONFIG, SHAPE), {"position": position, "errors": [0.5]})
@@ -59,7 +56,7 @@ def edit(path: Path, change) -> None:  # type: ignore[no-untyped-def]
 def retrained(directory: Path, **settings: object) -> None:
     """Changes mixer settings everywhere they stand, as if the layers had been trained so."""
     edit(directory / "plan.json", lambda p: p["mixer"].update(settings))
-    edit(directory / "manifest.json", lambda m: m["made_from"]["mixer"].update(settings))
+    edit(directory / "manifest.json", lambda m: m["mixer"].update(settings))
 
 
 @pytest.mark.parametrize(
@@ -84,11 +81,15 @@ def retrained(directory: Path, **settings: object) -> None:
         (lambda d: edit(d / "plan.json", lambda p: p["order"].reverse()), "place 1 of the order is layer 3"),
         (lambda d: edit(d / "plan.json", lambda p: p["mixer"].update(window=3)), "mixer.window is 3, trained was 4"),
         (lambda d: edit(d / "plan.json", lambda p: p.update(order=[])), "names no layer"),
+        (lambda d: edit(d / "plan.json", lambda p: p.update(order=[2])), "more layers are listed"),
+        (lambda d: edit(d / "manifest.json", lambda m: m["layers"].pop("0")), "layer-00.safetensors is there but not"),
+        (lambda d: edit(d / "manifest.json", lambda m: m.pop("mixer")), "which mixer was trained"),
+        (lambda d: edit(d / "manifest.json", lambda m: m.update(mixer=None)), "which mixer was trained"),
     ],
     ids=[
         "truncated", "swapped", "missing", "no plan", "broken plan", "no such layer", "layer twice", "unknown key",
         "wrong type", "wrong shape", "extra tensor", "newer version", "no layers", "binary manifest", "no manifest",
-        "gap", "order edited", "mixer edited", "empty order",
+        "gap", "order edited", "mixer edited", "empty order", "short order", "entry removed", "no mixer", "null mixer",
     ],
 )  # fmt: skip
 def test_damage_is_named(adapter: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from dsla.convert import load_adapter
 from dsla.convert.adapter import layer_file, read_manifest
 from dsla.distill import convert
+from dsla.distill.activations import Activations
 from dsla.distill.chain import Progress
 from dsla.distill.report import plot_training
 from dsla.errors import AdapterError, DataError, PlanError, TrainingError
@@ -33,6 +34,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from dsla.distill import convert
+from dsla.distill.activations import Activations
 from tests.distill.tiny import *
 convert(teacher(), TinyTokenizer(), PLAN, RECIPE, [Path(sys.argv[1])], Path(sys.argv[2]), checkpoint_seconds=0.0)
 """
@@ -140,6 +142,35 @@ def test_finished_layers_bind_mixer_text_and_order_but_not_the_training_of_the_n
     text.write_text(TEXT + "More.")
     with pytest.raises(AdapterError, match=r"other settings \(files\)"):
         convert(teacher(), TinyTokenizer(), PLAN, other, [text], out)
+
+
+def test_more_layers_may_be_asked_for_later_and_fewer_are_no_error(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for layers, finished in ((1, 1), (2, 2), (1, 2), (0, 3)):
+        convert(teacher(), TinyTokenizer(), PLAN, dataclasses.replace(RECIPE, layers=layers), [text], out)
+        assert len(read_manifest(out)["layers"]) == finished
+        assert load_adapter(out, attention_shape(teacher().config), TEACHER.sha256).plan.order == PLAN.order
+    convert(teacher(), TinyTokenizer(), PLAN, RECIPE, [text], tmp_path / "whole")
+    assert weights(out) == weights(tmp_path / "whole")
+
+
+def test_other_settings_within_a_layer_start_it_anew(text: Path, tmp_path: Path) -> None:
+    other = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, epochs=1, lr=0.01))
+    stop_after_checkpoint(text, tmp_path / "out")
+    convert(teacher(), TinyTokenizer(), PLAN, other, [text], tmp_path / "out")
+    convert(teacher(), TinyTokenizer(), PLAN, other, [text], tmp_path / "whole")
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    assert len(read_manifest(tmp_path / "out")["layers"]["1"]["errors"]) == 8
+
+
+def test_activations_keep_only_what_is_started_from() -> None:
+    activations = Activations(teacher(), torch.randint(0, 128, (2, 8)), 1)
+    for layer in (0, 1, 2):
+        activations.at(layer)
+    activations.changed(1, [2])
+    assert sorted(activations._at) == [1]
+    activations.changed(0, [])
+    assert not activations._at
 
 
 def test_progress_folder_may_be_removed(text: Path, tmp_path: Path) -> None:

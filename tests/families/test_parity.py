@@ -97,10 +97,25 @@ def test_every_family_is_tested() -> None:
     "config",
     [
         MistralConfig(**SIZES, sliding_window=32),
+        MistralConfig(**{**SIZES, "max_position_embeddings": 16}, sliding_window=32),
         Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=32, max_window_layers=1),
     ],
-    ids=["mistral", "qwen2"],
+    ids=["mistral", "mistral, short context", "qwen2"],
 )
 def test_sliding_windows_are_refused(config: PretrainedConfig) -> None:
     with pytest.raises(ModelError, match="sliding window of 32"):
         family_of(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_act": "gelu"}, "activation 'gelu'"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rope type 'dynamic'"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantised weights"),
+    ],
+    ids=["activation", "rope", "quantised"],
+)
+def test_what_no_face_computes_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        family_of(Qwen3Config(**SIZES, **change))

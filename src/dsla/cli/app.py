@@ -58,7 +58,7 @@ def main() -> None:
         # Only the module of the verb that is asked for is imported.
         asked = sys.argv[1] if len(sys.argv) > 1 else None
         build([asked] if asked in VERBS else VERBS)()
-    except DslaError as error:
+    except (DslaError, OSError) as error:
         if os.environ.get("DSLA_DEBUG") == "1":
             raise
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")

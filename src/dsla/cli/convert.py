@@ -34,6 +34,7 @@ def convert(
     from dsla.convert import Plan
     from dsla.convert.load import check_device, load_model, load_tokenizer
     from dsla.distill import convert as run
+    from dsla.distill.chain import training_windows
     from dsla.distill.data import text_files
     from dsla.distill.report import plot_training
 
@@ -54,8 +55,11 @@ def convert(
     else:
         _check_plan(chosen, teacher)
     tokenizer, net = load_tokenizer(path), load_model(path, device=device).requires_grad_(False)
+    training_windows(tokenizer, data, settings)
     with Bars() as bars:
-        chosen = chosen or measured_plan(net, tokenizer, teacher, settings, data, bars)
+        if chosen is None:
+            chosen = measured_plan(net, tokenizer, teacher, settings, data, bars)
+            chosen.save(kept)
         run(net, tokenizer, chosen, settings, data, out, ChainProgress(bars))
     plot_training(out, out / "training.png")
     typer.echo(f"Wrote {out}: check it with `dsla verify {out}`, use it with --adapter {out}")

@@ -76,8 +76,13 @@ def serve(
         typer.echo("\n".join(f"  {name:<{width}}  {text}" for name, text in rows))
         typer.echo(f"Serving OpenAI's API on {url(sock)}/v1 (Ctrl-C stops)")
         with contextlib.suppress(KeyboardInterrupt):
-            server(app).run(sockets=[sock])
+            server(app, _say_draining).run(sockets=[sock])
         typer.echo("Stopped")
+
+
+def _say_draining(requests: int) -> None:
+    if requests:
+        typer.echo(f"Finishing {requests} open request{'s' * (requests > 1)} (Ctrl-C again stops now)")
 
 
 def summary(service: Service) -> list[tuple[str, str]]:

@@ -89,7 +89,11 @@ def load_recipe(path: Path | None) -> Recipe:
 def find_teacher(name: str | None) -> tuple[Path, Any, Teacher]:
     """Folder, config and identity of the teacher; its weights are hashed, not loaded."""
     path, config = find_model(name)
-    return path, config, Teacher(name or path.name, model_hash(path), config.num_hidden_layers)
+    return (
+        path,
+        config,
+        Teacher(path.name if name is None or Path(name).is_dir() else name, model_hash(path), config.num_hidden_layers),
+    )
 
 
 def check_length(part: str, seq_len: int, config: Any) -> None:

@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dsla.convert.plan import Plan
-from dsla.errors import AdapterError, PlanError
-from dsla.mixers import AttentionShape, DslaMixer
+from dsla.errors import AdapterError, ConfigError, PlanError
+from dsla.mixers import AttentionShape, DslaConfig, DslaMixer
 from dsla.ops.shapes import state_dtype
+from dsla.schema import from_data
 from dsla.storage import sha256, write_json, write_tensors
 
 FORMAT = 1
@@ -82,6 +83,7 @@ def save_layer(directory: Path, layer: int, mixer: DslaMixer, record: dict[str, 
     try:
         write_tensors(path, stored_weights(mixer))
         manifest = read_manifest(directory)
+        manifest["mixer"] = dataclasses.asdict(mixer.config)
         manifest["layers"][str(layer)] = {"sha256": sha256(path), **record}
         write_json(directory / "manifest.json", manifest)
     except OSError as error:
@@ -103,7 +105,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version, layers = manifest["format"], manifest["layers"]
         hashes = {int(layer): entry["sha256"] for layer, entry in layers.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AdapterError(f"{path} is damaged: {error!r}") from None
     if version != FORMAT or not all(isinstance(digest, str) for digest in hashes.values()):
         raise AdapterError(
@@ -168,9 +170,14 @@ def _checked_layers(directory: Path, plan: Plan) -> dict[str, Any]:
         raise AdapterError(f"{directory} has no manifest.json: it is no adapter, or only part of one")
     manifest = read_manifest(directory)
     layers: dict[str, Any] = manifest["layers"]
-    trained = manifest.get("made_from", {}).get("mixer", {})
+    if not layers:
+        return layers
+    try:
+        trained = dataclasses.asdict(from_data(DslaConfig, manifest["mixer"], "mixer"))
+    except (KeyError, ConfigError) as error:
+        raise AdapterError(f"{directory}: manifest.json does not say which mixer was trained: {error}") from None
     for key, value in dataclasses.asdict(plan.mixer).items():
-        if trained.get(key, value) != value:
+        if trained[key] != value:
             raise AdapterError(
                 f"{directory}: plan.json was edited: mixer.{key} is {value!r}, trained was {trained[key]!r}"
             )
@@ -180,6 +187,13 @@ def _checked_layers(directory: Path, plan: Plan) -> dict[str, Any]:
                 f"{directory}: plan.json or manifest.json was edited: place {position + 1} of the order is layer {layer}, "
                 f"the manifest lists layers {', '.join(layers)}"
             )
+    # A conversion under way may have written a layer it has not listed yet.
+    unlisted = {file.name for file in directory.glob("layer-*.safetensors")} - {
+        layer_file(int(layer)) for layer in layers
+    }
+    if len(layers) > len(plan.order) or (unlisted and not (directory / "progress").is_dir()):
+        what = f"{min(unlisted)} is there but not listed" if unlisted else "more layers are listed than the plan orders"
+        raise AdapterError(f"{directory}: plan.json or manifest.json was edited: {what}")
     return layers
 
 

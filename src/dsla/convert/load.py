@@ -99,7 +99,7 @@ def read_config(path: Path) -> Any:
 
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # noqa: BLE001  (transformers' strict configs raise types of their own)
         raise ModelError(f"{path} holds no config this version of transformers reads: {_reason(error)}") from None
     family_of(config)
     return config
@@ -138,7 +138,7 @@ def load_model(path: Path, dtype: torch.dtype | None = None, device: torch.devic
     from transformers import AutoModelForCausalLM
 
     config, automatic = read_config(path), cast(Any, AutoModelForCausalLM)
-    with _quiet():
+    with _quiet(), _as_model_error(path):
         # Misshapen tensors do not stop it here: they are reported below, like missing ones, with their names.
         net, info = automatic.from_pretrained(
             path,
@@ -180,6 +180,15 @@ def find_adapter(
         if json.loads(plan.read_text(encoding="utf-8"))["teacher"]["sha256"] == digest:
             return load_adapter(plan.parent, shape, digest, dtype, device)
     return None
+
+
+@contextmanager
+def _as_model_error(path: Path) -> Iterator[None]:
+    """What transformers raises for a folder it cannot load comes in many types."""
+    try:
+        yield
+    except Exception as error:
+        raise ModelError(f"{path} cannot be loaded: {_reason(error)}") from error
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +67,13 @@ class Activations:
         self._at[layer] = torch.cat(pieces)
         return self._at[layer]
 
-    def changed(self, layer: int) -> None:
-        """Forgets what depends on the output of `layer`."""
-        self._at = {i: x for i, x in self._at.items() if i <= layer}
+    def changed(self, layer: int, later: Sequence[int]) -> None:
+        """Forgets what depends on the output of `layer`, and what none of the layers to come would start from.
+
+        Args:
+            layer: the layer that changed.
+            later: layers whose inputs will be asked for.
+        """
+        valid = [i for i in self._at if i <= layer]
+        starts = {max((i for i in valid if i <= wanted), default=None) for wanted in later}
+        self._at = {i: self._at[i] for i in valid if i in starts}

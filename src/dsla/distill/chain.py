@@ -85,44 +85,50 @@ def convert(
         raise PlanError(
             f"the plan is for {plan.teacher.n_layers} layers, the model has {model.config.num_hidden_layers}"
         )
-    count = recipe.layers or plan.max_level
-    plan = dataclasses.replace(plan, mixer=recipe.mixer, order=plan.layers(count))
+    plan = dataclasses.replace(plan, mixer=recipe.mixer)
+    wanted = plan.layers(recipe.layers or plan.max_level)
+    count = len(wanted)
     done = resume(out, plan, recipe, data, model)
     on_progress(Progress("data", -1, len(done or {}), count))
     if done is None or len(done) < count:
-        tokens = _windows(tokenizer, data, recipe)
+        tokens = training_windows(tokenizer, data, recipe)
         if done is None:
             begin(out, plan, recipe, data, model)
-        _run(model, plan, recipe, tokens, done or {}, out, on_progress, checkpoint_seconds)
+        _run(model, plan, wanted, recipe, tokens, done or {}, out, on_progress, checkpoint_seconds)
     shutil.rmtree(out / "progress", ignore_errors=True)
 
 
-def _windows(tokenizer: Any, data: Sequence[Path], recipe: Recipe) -> torch.Tensor:
+def training_windows(tokenizer: Any, data: Sequence[Path], recipe: Recipe) -> torch.Tensor:
+    """The token windows `[n, seq_len]` a recipe trains on, those held out first.
+
+    Raises:
+        DataError: if the text is empty, binary or too short.
+    """
     settings = recipe.data
     windows = (settings.tokens + settings.valid_tokens) // settings.seq_len
     return token_windows(tokenizer, read_documents(data), settings.seq_len, windows, recipe.seed)
 
 
 def _run(
-    model: Any, plan: Plan, recipe: Recipe, tokens: torch.Tensor, done: dict[int, DslaMixer], out: Path,
+    model: Any, plan: Plan, wanted: Sequence[int], recipe: Recipe, tokens: torch.Tensor, done: dict[int, DslaMixer], out: Path,
     on_progress: Callable[[Progress], None], checkpoint_seconds: float,
 ) -> None:  # fmt: skip
     family, shape, dtype = family_of(model.config), attention_shape(model.config), next(model.parameters()).dtype
     device = next(model.parameters()).device
     layers = model.get_submodule(family.layers)
-    softmax = {layer: getattr(layers[layer], family.attention) for layer in plan.order}
-    mixers = {layer: done.get(layer) or _new_mixer(recipe, shape, layer).to(device) for layer in plan.order}
+    softmax = {layer: getattr(layers[layer], family.attention) for layer in wanted}
+    mixers = {layer: done.get(layer) or _new_mixer(recipe, shape, layer).to(device) for layer in wanted}
     levels = Levels(model, plan, mixers)
     batch = recipe.train.batch_tokens // recipe.data.seq_len
     activations = Activations(model, tokens, batch)
     n_valid = recipe.data.valid_tokens // recipe.data.seq_len
 
-    for position, layer in enumerate(plan.order):
+    for position, layer in enumerate(wanted):
         if layer in done:
-            on_progress(Progress("kept", layer, position + 1, len(plan.order)))
+            on_progress(Progress("kept", layer, position + 1, len(wanted)))
             continue
         levels.set(position)
-        report = _Reporter(on_progress, layer, position, len(plan.order), recipe.data.seq_len)
+        report = _Reporter(on_progress, layer, position, len(wanted), recipe.data.seq_len)
         begun = time.monotonic()
         report.start("inputs", 1)
         inputs = activations.at(layer, report)
@@ -165,8 +171,8 @@ def _run(
             "errors": errors,
         }
         save_layer(out, layer, mixer, record)
-        activations.changed(layer)
-        on_progress(Progress("done", layer, position + 1, len(plan.order), error=found["error"], seconds=seconds))
+        activations.changed(layer, wanted[position + 1 :])
+        on_progress(Progress("done", layer, position + 1, len(wanted), error=found["error"], seconds=seconds))
 
 
 def _new_mixer(recipe: Recipe, shape: Any, layer: int) -> DslaMixer:

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -59,7 +59,7 @@ def train_layer(
         task: the layer.
         settings: optimisation.
         seed: of the data order.
-        checkpoint: where weights and optimiser state are kept meanwhile.
+        checkpoint: where weights and optimiser state are kept meanwhile; one of another layer, seed or settings is not used.
         checkpoint_seconds: seconds between checkpoints.
         on_step: called with (step, steps, loss) after every step.
 
@@ -75,7 +75,8 @@ def train_layer(
     per_epoch = math.ceil(windows / batch)
     total = settings.epochs * per_epoch
     optimizer = torch.optim.AdamW(mixer.parameters(), settings.lr, weight_decay=settings.weight_decay)
-    done, errors = _restore(checkpoint, task.index, mixer, optimizer)
+    run = json.dumps([task.index, asdict(settings), seed, windows, seq_len])
+    done, errors = _restore(checkpoint, run, mixer, optimizer)
     saved = time.monotonic()
     for step in range(done, total):
         epoch, place = divmod(step, per_epoch)
@@ -97,7 +98,7 @@ def train_layer(
         errors.append(error.item())
         on_step(step + 1, total, errors[-1])
         if time.monotonic() - saved > checkpoint_seconds:
-            _store(checkpoint, task.index, mixer, optimizer, errors)
+            _store(checkpoint, run, mixer, optimizer, errors)
             saved = time.monotonic()
     return errors
 
@@ -132,22 +133,22 @@ def _not_finite(what: str, value: Tensor, layer: int, step: int, total: int) -> 
     )
 
 
-def _store(path: Path, layer: int, mixer: nn.Module, optimizer: torch.optim.AdamW, errors: list[float]) -> None:
+def _store(path: Path, run: str, mixer: nn.Module, optimizer: torch.optim.AdamW, errors: list[float]) -> None:
     tensors: dict[str, Tensor] = {f"weight.{name}": p for name, p in mixer.named_parameters()}
     for name, p in mixer.named_parameters():
         tensors |= {
             f"{key}.{name}": optimizer.state[p][key] for key in ("exp_avg", "exp_avg_sq") if p in optimizer.state
         }
-    write_tensors(path, tensors, {"layer": str(layer), "errors": json.dumps(errors)})
+    write_tensors(path, tensors, {"run": run, "errors": json.dumps(errors)})
 
 
-def _restore(path: Path, layer: int, mixer: nn.Module, optimizer: torch.optim.AdamW) -> tuple[int, list[float]]:
+def _restore(path: Path, run: str, mixer: nn.Module, optimizer: torch.optim.AdamW) -> tuple[int, list[float]]:
     if not path.exists():
         return 0, []
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
-            if metadata["layer"] != str(layer):
+            if metadata["run"] != run:
                 return 0, []
             errors: list[float] = json.loads(metadata["errors"])
             with torch.no_grad():
@@ -158,8 +159,6 @@ def _restore(path: Path, layer: int, mixer: nn.Module, optimizer: torch.optim.Ad
                             key: file.get_tensor(f"{key}.{name}").to(p.device) for key in ("exp_avg", "exp_avg_sq")
                         }
                         optimizer.state[p] = {"step": torch.tensor(float(len(errors))), **moments}
-    except (SafetensorError, KeyError) as error:
-        raise TrainingError(
-            f"checkpoint {path} is damaged ({error}): remove it to train layer {layer} from its start"
-        ) from None
+    except (SafetensorError, OSError, KeyError, TypeError, RuntimeError) as error:
+        raise TrainingError(f"checkpoint {path} is damaged ({error}): remove it to train its layer anew") from None
     return len(errors), errors

@@ -25,7 +25,7 @@ from dsla.storage import sha256, write_json
 def resume(out: Path, plan: Plan, recipe: Recipe, data: Sequence[Path], model: Any) -> dict[int, DslaMixer] | None:
     """The layers an earlier call finished, or None if there was none.
 
-    Training settings may differ from the earlier call's: they bind nothing that is finished. The order may be longer.
+    Training settings may differ from the earlier call's, which bind nothing that is finished; so may the number of layers.
 
     Args:
         out: the adapter's folder.
@@ -40,7 +40,8 @@ def resume(out: Path, plan: Plan, recipe: Recipe, data: Sequence[Path], model: A
     if not (out / "manifest.json").exists():
         return None
     earlier = Plan.load(out / "plan.json")
-    if earlier.order != plan.order[: len(earlier.order)]:
+    common = min(len(earlier.order), len(plan.order))
+    if earlier.order[:common] != plan.order[:common]:
         raise AdapterError(f"{out} holds an adapter of another order: choose another --out, or remove it")
     before, now = read_manifest(out).get("made_from"), json.loads(json.dumps(_made_from(recipe, data)))
     if before != now:
@@ -48,9 +49,9 @@ def resume(out: Path, plan: Plan, recipe: Recipe, data: Sequence[Path], model: A
         raise AdapterError(
             f"{out} holds an adapter made with other settings ({key}): choose another --out, or remove it"
         )
-    found = _load(out, plan, model)
-    _make(out, plan)
-    return found.mixers
+    longer = plan if len(plan.order) > len(earlier.order) else earlier
+    _make(out, longer)
+    return _load(out, longer, model).mixers
 
 
 def begin(out: Path, plan: Plan, recipe: Recipe, data: Sequence[Path], model: Any) -> None:

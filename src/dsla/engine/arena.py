@@ -99,7 +99,10 @@ class Arena:
                 "raise the budget or lower page_tokens"
             )
         self.device = torch.device(device)
-        self._buffer = torch.empty(self.n_units * page.nbytes, dtype=torch.uint8, device=self.device)
+        try:
+            self._buffer = torch.empty(self.n_units * page.nbytes, dtype=torch.uint8, device=self.device)
+        except RuntimeError:
+            raise EngineError(f"{budget_bytes:,} bytes for requests cannot be had here: give a smaller budget") from None
         if poison:
             self._buffer.fill_(0xFF)
         n_blocks = self.n_units // self.slot_units

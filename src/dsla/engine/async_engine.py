@@ -15,6 +15,7 @@ from dsla.engine.sampling import SamplingParams
 from dsla.errors import EngineError
 
 _logger = logging.getLogger(__name__)
+_POLL_SECONDS = 0.1
 
 
 class _Stream:
@@ -104,12 +105,23 @@ class AsyncEngine:
     def set_level(self, level: int | None) -> None:
         """Fixes the level of all requests from the next step on, or (None) leaves it to the policy again.
 
+        Waits for the step in hand, so that `stats` tells of it afterwards.
+
         Raises:
             EngineError: if there is no such level, no policy to return to, or the engine has stopped.
         """
         self.engine.check_level(level)
-        if not self._send(lambda: self.engine.set_level(level)):
+        done = threading.Event()
+
+        def command() -> None:
+            self.engine.set_level(level)
+            done.set()
+
+        if not self._send(command):
             raise self._stopped()
+        while not done.wait(_POLL_SECONDS):
+            if not self.healthy:
+                raise self._stopped()
 
     def stats(self) -> dict[str, Any]:
         """As `Engine.stats`, and `healthy`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dsla.errors import ModelError
-from dsla.families.base import Family, attention_shape, context_length, rotate
+from dsla.families.base import STATIC_ROPE, Family, attention_shape, context_length, rotate
 from dsla.families.llama import LLAMA
 from dsla.families.mistral import MISTRAL
 from dsla.families.qwen import QWEN2, QWEN3
@@ -22,17 +22,31 @@ def family_of(config: Any) -> Family:
         config: a `PretrainedConfig`; its `model_type` decides.
 
     Raises:
-        ModelError: if the family is unknown, naming it and those that are known, or if a layer attends to a sliding window
-            only, which no mixer here computes.
+        ModelError: if the family is unknown, naming it and those that are known, or if the config asks for what is not
+            supported: sliding windows, quantised weights, another activation, rope whose angles depend on the length.
     """
     family = FAMILIES.get(config.model_type)
     if family is None:
         known = ", ".join(sorted(FAMILIES))
         raise ModelError(f"model family {config.model_type!r} is not supported; supported families: {known}")
-    window = getattr(config, "sliding_window", None)
-    everywhere = config.model_type == "mistral" and window is not None and window < config.max_position_embeddings
-    if everywhere or "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        raise ModelError(
-            f"this {family.name} model attends to a sliding window of {window} tokens, which is not supported"
-        )
+    refused = _refused(config)
+    if refused:
+        raise ModelError(f"this {family.name} model {refused}, which is not supported")
     return family
+
+
+def _refused(config: Any) -> str | None:
+    """What a config asks for that no face of the model computes; None = nothing."""
+    window = getattr(config, "sliding_window", None)
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()) or (
+        config.model_type == "mistral" and window
+    ):
+        return f"attends to a sliding window of {window} tokens"
+    if getattr(config, "quantization_config", None):
+        return "has quantised weights"
+    if config.hidden_act not in ("silu", "swish"):
+        return f"has the activation {config.hidden_act!r}"
+    rope = (config.rope_parameters or {}).get("rope_type")
+    if rope not in STATIC_ROPE:
+        return f"has rope type {rope!r}"
+    return None

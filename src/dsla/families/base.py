@@ -11,6 +11,9 @@ from torch import Tensor
 
 from dsla.mixers import AttentionShape
 
+STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+"""Rope types whose angles depend on the position alone; those of `dynamic` and `longrope` change with the length seen."""
+
 
 @dataclass(frozen=True)
 class Family:

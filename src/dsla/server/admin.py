@@ -27,7 +27,7 @@ def admin_routes(engine: AsyncEngine, model_name: str) -> APIRouter:
         return AdminState(model=model_name, stats=engine.stats())
 
     @router.post("/level")
-    async def level(body: LevelRequest) -> AdminState:
+    def level(body: LevelRequest) -> AdminState:
         try:
             engine.set_level(body.level)
         except EngineError as error:

@@ -53,6 +53,7 @@ def build_app(engine: AsyncEngine, tokenizer: Any, model_name: str) -> FastAPI:
     app = FastAPI(
         title="dsla", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan, responses=_ERRORS
     )
+    app.state.engine = engine
     install_handlers(app)
     decoder = engine.engine.decoder
     card = ModelCard(

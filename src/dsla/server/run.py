@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
+from collections.abc import Callable
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -13,8 +16,12 @@ from dsla.errors import ConfigError
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from dsla.engine import AsyncEngine
+
 _BACKLOG = 2048
-_DRAIN_SECONDS = 10
+_DRAIN_SECONDS = 10.0
+_ERROR_SECONDS = 5
+_TICK_SECONDS = 0.05
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -48,15 +55,57 @@ def url(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def server(app: FastAPI) -> uvicorn.Server:
-    """A server of `app`; `server(app).run(sockets=[bind(...)])` serves until a signal comes.
+class DrainingServer(uvicorn.Server):
+    """Stops in three stages: no new connections; some seconds for open answers to end; an error to those that did not.
 
-    After the signal open answers have some seconds to end.
+    A second signal ends the second stage.
+
+    Args:
+        app: the application, made by `build_app`.
+        on_drain: called with the number of open requests when a signal comes.
     """
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=_DRAIN_SECONDS
-    )
-    return uvicorn.Server(config)
+
+    def __init__(self, app: FastAPI, on_drain: Callable[[int], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=int(_DRAIN_SECONDS) + _ERROR_SECONDS,
+            )
+        )
+        self._engine: AsyncEngine = app.state.engine
+        self._on_drain, self._hurry = on_drain, False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Takes a signal."""
+        if self.should_exit:
+            self._hurry = True
+        else:
+            super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drains and stops."""
+        stats = self._engine.stats()
+        self._on_drain(stats["running"] + stats["waiting"])
+        closing = asyncio.create_task(self._close_engine())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            closing.cancel()
+
+    async def _close_engine(self) -> None:
+        for _ in range(int(_DRAIN_SECONDS / _TICK_SECONDS)):
+            if self._hurry:
+                break
+            await asyncio.sleep(_TICK_SECONDS)
+        await asyncio.to_thread(self._engine.close)
+
+
+def server(app: FastAPI, on_drain: Callable[[int], None] = lambda requests: None) -> uvicorn.Server:
+    """A server of `app`; `server(app).run(sockets=[bind(...)])` serves until a signal comes, and drains then."""
+    return DrainingServer(app, on_drain)
 
 
 def _bind_message(error: OSError, host: str, port: int) -> str:
