@@ -32,6 +32,7 @@ def convert(
     from dsla.cli.progress import ChainProgress
     from dsla.cli.training import Bars, check_length, find_teacher, load_recipe, measured_plan
     from dsla.convert import Plan
+    from dsla.convert.adapter import read_manifest
     from dsla.convert.load import check_device, load_model, load_tokenizer
     from dsla.distill import convert as run
     from dsla.distill.chain import training_windows
@@ -56,11 +57,15 @@ def convert(
         _check_plan(chosen, teacher)
     tokenizer, net = load_tokenizer(path), load_model(path, device=device).requires_grad_(False)
     training_windows(tokenizer, data, settings)
+    before = len(read_manifest(out)["layers"])
     with Bars() as bars:
         if chosen is None:
             chosen = measured_plan(net, tokenizer, teacher, settings, data, bars)
             chosen.save(kept)
         run(net, tokenizer, chosen, settings, data, out, ChainProgress(bars))
+    finished = len(read_manifest(out)["layers"])
+    if finished == before:
+        typer.echo(f"All of the {finished} layers were finished before: nothing was trained")
     plot_training(out, out / "training.png")
     typer.echo(f"Wrote {out}: check it with `dsla verify {out}`, use it with --adapter {out}")
 
