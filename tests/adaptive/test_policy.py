@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -35,13 +36,12 @@ def running(
 
 
 def test_calm_load_changes_nothing() -> None:
-    state, decisions = decide(None, load(100), [running("a", 10)], 0.0, CONFIG)
-    assert decisions == [] and not state.pressure
+    _, decisions = decide(None, load(100), [running("a", 10)], 0.0, CONFIG)
+    assert decisions == []
 
 
 def test_pressure_converts_down_to_the_middle_and_raises_new_requests() -> None:
-    state, decisions = decide(None, load(700, wanted=150), [running("a", 50)], 0.0, CONFIG)
-    assert state.pressure
+    _, decisions = decide(None, load(700, wanted=150), [running("a", 50)], 0.0, CONFIG)
     assert decisions == [Decision("a", 5, "memory pressure"), Decision(None, 2, "memory pressure")]
 
 
@@ -84,7 +84,7 @@ def test_nothing_to_convert_does_not_start_a_cooldown() -> None:
 
 
 def test_new_requests_come_back_to_level_0_step_by_step() -> None:
-    state, level, falls = PolicyState(pressure=True), 8, []
+    state, level, falls = None, 8, []
     for now in range(100):
         state, decisions = decide(state, load(100, new_level=level), [], float(now), CONFIG)
         for decision in decisions:
@@ -122,11 +122,12 @@ def test_idle_engine_returns_to_full_attention(idle: float, level: int) -> None:
 
 
 def test_between_the_marks_nothing_changes() -> None:
-    state = PolicyState(pressure=True)
-    for now in range(100):
-        state, decisions = decide(state, load(600, new_level=4), [running("a", 10)], float(now), CONFIG)
+    state = PolicyState(raised=0.0, calm_since=0.0)
+    for used, now in itertools.product((400, 600, 800), range(100)):
+        state, decisions = decide(state, load(used, new_level=4), [running("a", 10)], float(now), CONFIG)
         assert decisions == []
-    assert state.pressure
+    _, decisions = decide(state, load(399, new_level=4), [running("a", 10)], 100.0, CONFIG)
+    assert decisions == []
 
 
 def test_oscillating_load_does_not_make_levels_swing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,11 @@ def test_default_budget_needs_conversions_and_holds_all_at_once(demo: Demo) -> N
         need.check(need.one_at_a_time - 1)
 
 
+@pytest.mark.parametrize("at_least", [99_998, 90_000, 80_000, 40_000, 10_000])
+def test_default_budget_is_short_at_level_0_however_little_can_be_converted(at_least: int) -> None:
+    assert at_least < Need(100_000, at_least, 10_000).default_budget < 100_000
+
+
 def test_every_stream_finishes_within_the_budget(demo: Demo) -> None:
     assert all(result.finished and result.generated_tokens == 10 for result in demo.results())
     assert [result.prompt_tokens for result in demo.results()] == list(LENGTHS)
@@ -132,6 +138,14 @@ def test_a_stream_that_fails_is_told_apart() -> None:
     list(demo.run())
     failed = [result for result in demo.results() if not result.finished]
     assert failed and all(result.finish_reason == "error" and result.error for result in failed)
+
+
+def test_record_says_when_and_by_what_without_folders(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["/home/me/bin/dsla", "demo", "--model", "/home/me/model", "--out=/home/me/out", "--streams=2"]
+    monkeypatch.setattr("sys.argv", arguments)
+    data = record(demo, tiny_need(demo.streams), "tiny")
+    assert data["command"] == "dsla demo --model model --out=out --streams=2"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", data["date"])
 
 
 def test_record_is_json_with_all_samples(demo: Demo, tmp_path: Path) -> None:

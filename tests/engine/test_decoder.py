@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from dsla.engine.batch import PackedBatch, Segment
 from dsla.engine.decoder import PackedDecoder
@@ -137,28 +137,61 @@ def test_misshapen_tensor_is_named() -> None:
         build_weights(tensors, model.config, family_of(model.config), torch.float32)
 
 
-def test_unsupported_activation_is_refused() -> None:
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.uint8], ids=str)
+def test_quantised_tensor_is_named(dtype: torch.dtype) -> None:
+    model, name = tiny_model(), "model.layers.1.mlp.up_proj.weight"
+    tensors = {**model.state_dict(), name: model.state_dict()[name].to(dtype)}
+    with pytest.raises(ModelError, match=rf"'{name}' is {str(dtype).removeprefix('torch.')}, expected float16"):
+        build_weights(tensors, model.config, family_of(model.config), torch.float32)
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj.weight_scale", "model.layers.4.mlp.up_proj.weight"])
+def test_unused_tensor_is_named(name: str) -> None:
     model = tiny_model()
-    config = LlamaConfig(**{**model.config.to_dict(), "hidden_act": "gelu"})
-    family = family_of(config)
-    with pytest.raises(ModelError, match="activation 'gelu'"):
-        PackedDecoder(build_weights(model.state_dict(), config, family, torch.float32), config, family)
+    tensors = {**model.state_dict(), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(3)}
+    build_weights(tensors, model.config, family_of(model.config), torch.float32)
+    with pytest.raises(ModelError, match=f"holds tensor '{name}', which a llama model"):
+        build_weights(tensors | {name: torch.ones(1)}, model.config, family_of(model.config), torch.float32)
 
 
-@pytest.mark.parametrize(
-    "rope",
-    [
-        {"rope_type": "dynamic", "factor": 2.0},
-        {"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0] * 3, "long_factor": [2.0] * 3,
-         "original_max_position_embeddings": 64},
-    ],
-    ids=lambda rope: rope["rope_type"],
-)  # fmt: skip
-def test_rope_that_changes_with_the_length_is_refused(rope: dict) -> None:
-    settings = tiny_model().config.to_dict() | {"rope_parameters": rope | {"rope_theta": 500.0}, "dtype": None}
+@pytest.mark.parametrize("missing", ["self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj"])
+def test_bias_that_the_config_promises_is_required(missing: str) -> None:
+    settings = tiny_model().config.to_dict() | {"attention_bias": True, "mlp_bias": True}
     model = LlamaForCausalLM(LlamaConfig(**settings))
-    with pytest.raises(ModelError, match=f"rope type '{rope['rope_type']}' is not supported"):
-        decoder_of(model)
+    tensors = dict(model.state_dict())
+    del tensors[f"model.layers.2.{missing}.bias"]
+    with pytest.raises(ModelError, match=f"lacks tensor 'model.layers.2.{missing}.bias'"):
+        build_weights(tensors, model.config, family_of(model.config), torch.float32)
+
+
+def test_bias_that_the_config_denies_is_refused() -> None:
+    model = tiny_model()
+    tensors = {**model.state_dict(), "model.layers.2.self_attn.q_proj.bias": torch.ones(24)}
+    with pytest.raises(ModelError, match=r"holds tensor 'model.layers.2.self_attn.q_proj.bias'"):
+        build_weights(tensors, model.config, family_of(model.config), torch.float32)
+
+
+@pytest.mark.parametrize("missing", "qkv")
+def test_biases_of_a_fused_projection_agree(missing: str) -> None:
+    settings = tiny_model().config.to_dict()
+    del settings["attention_bias"], settings["model_type"], settings["architectures"]
+    model = Qwen2ForCausalLM(Qwen2Config(**settings))
+    tensors, family = dict(model.state_dict()), family_of(model.config)
+    assert build_weights(tensors, model.config, family, torch.float32).layers[0].qkv.bias is not None
+    del tensors[f"model.layers.0.self_attn.{missing}_proj.bias"]
+    with pytest.raises(ModelError, match=f"lacks tensor 'model.layers.0.self_attn.{missing}_proj.bias'"):
+        build_weights(tensors, model.config, family, torch.float32)
+
+
+def test_head_that_differs_from_the_embedding_counts_though_the_config_ties_it(tmp_path: Path) -> None:
+    model = LlamaForCausalLM(LlamaConfig(**tiny_model(torch.float32, tied=False).config.to_dict()))
+    model.config.tie_word_embeddings = True
+    model.save_pretrained(tmp_path, state_dict=tiny_model(torch.float32, tied=False).state_dict())
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path)
+    decoder, prompt = PackedDecoder.load(tmp_path), random_prompt(9)
+    assert loaded.config.tie_word_embeddings and decoder.weights.head is not decoder.weights.embed
+    found = last_logits(decoder, [prompt], 9)
+    assert (found - loaded(torch.tensor([prompt])).logits[0, -1]).abs().max() <= 1e-4
 
 
 def test_folder_without_weights_is_refused(tmp_path: Path) -> None:

@@ -79,6 +79,21 @@ def test_history_has_one_entry_per_change_at_the_cached_token() -> None:
     assert final.folded_tokens == 2 * 16 + 24
 
 
+def test_policy_starts_afresh_after_a_forced_level() -> None:
+    def always_three(
+        state: object, signals: Signals, summaries: Sequence[RequestSummary], now: float
+    ) -> tuple[object, list[Decision]]:
+        return "seen", [] if state else [Decision(None, 3, "burst")]
+
+    engine = tiny_engine(policy=always_three)
+    engine.add_request(PROMPTS["c"], GREEDY)
+    engine.run()
+    assert engine.stats()["new_level"] == 3
+    engine.set_level(0)
+    engine.set_level(None)
+    assert engine.stats()["new_level"] == 0
+
+
 def test_new_requests_start_at_the_forced_level_and_running_ones_never_fall() -> None:
     engine = tiny_engine()
     engine.set_level(2)

@@ -57,6 +57,8 @@ def test_a_draw_needs_seed_and_place_only() -> None:
 
 def test_tiny_temperature_does_not_overflow() -> None:
     assert set(draws(20, LOGITS.bfloat16(), temperature=1e-30)) == {1}
+    assert set(draws(20, 1000 + LOGITS, temperature=1e-307)) == {1}
+    assert set(draws(20, LOGITS, temperature=5e-324)) == {1}
 
 
 @pytest.mark.parametrize(

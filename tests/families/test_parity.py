@@ -112,9 +112,20 @@ def test_sliding_windows_are_refused(config: PretrainedConfig) -> None:
     [
         ({"hidden_act": "gelu"}, "activation 'gelu'"),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rope type 'dynamic'"),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 1e4,
+                    "short_factor": [1.0] * 3,
+                    "long_factor": [1.0] * 3,
+                }
+            },
+            "longrope",
+        ),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantised weights"),
     ],
-    ids=["activation", "rope", "quantised"],
+    ids=["activation", "dynamic rope", "long rope", "quantised"],
 )
 def test_what_no_face_computes_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):

@@ -118,7 +118,10 @@ def test_free_memory_minds_the_control_group(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "memory.current").write_text("100\n")
     assert free_memory() == 1000 * 1024
     (tmp_path / "memory.max").write_text("600\n")
+    (tmp_path / "memory.stat").write_text("active_file 20\ninactive_file 0\n")
     assert free_memory() == 500
+    (tmp_path / "memory.stat").write_text("active_file 20\ninactive_file 30\n")
+    assert free_memory() == 530
 
 
 def test_free_memory_without_meminfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
 """The policy on bytes and prompt lengths, a pure function.
 
 Under pressure (memory in use and wanted by the next step above the high-water mark) running requests are converted, layer
-by layer, and new ones start higher; the pressure ends below the low-water mark, and after a calm time new requests start
-lower again, down to level 0; several calm times at once lower them as far. Between the marks nothing changes, so a load
+by layer, and new ones start higher; after a calm time below the low-water mark new requests start lower again, down to
+level 0; several calm times at once lower them as far. Between the marks nothing changes and no calm time runs, so a load
 that swings does not make levels swing with it.
 """
 
@@ -24,7 +24,7 @@ class PolicyConfig:
 
     Attributes:
         high_water: part of the budget, used or wanted by the next step, above which there is pressure.
-        low_water: part of the budget below which there is none any more.
+        low_water: part of the budget below which the load is calm.
         cooldown_seconds: time between two rounds of conversions, and between two rises of the level of new requests; not
             waited for where the next step would not fit.
         calm_seconds: time below the low-water mark before the level of new requests falls, and between two falls.
@@ -58,12 +58,10 @@ class PolicyState:
     """What the policy remembers.
 
     Attributes:
-        pressure: whether the high-water mark was crossed and the low-water mark not yet.
         raised: when levels last rose, seconds; None = never.
         calm_since: since when the load has been below the low-water mark, or when the level of new requests last fell.
     """
 
-    pressure: bool = False
     raised: float | None = None
     calm_since: float | None = None
 
@@ -90,17 +88,15 @@ def decide(
     """
     state = _without_future(state or PolicyState(), now)
     demand = signals.used_bytes + signals.wanted_bytes
-    if demand > config.high_water * signals.budget_bytes:
-        state = replace(state, pressure=True, calm_since=None)
-    elif demand < config.low_water * signals.budget_bytes:
-        state = replace(state, pressure=False, calm_since=now if state.calm_since is None else state.calm_since)
-    else:
+    if demand >= config.low_water * signals.budget_bytes:
         state = replace(state, calm_since=None)
+    elif state.calm_since is None:
+        state = replace(state, calm_since=now)
 
     levels = _long_requests(summaries, config.long_share * signals.budget_bytes)
     decisions = [Decision(name, level, "long prompt") for name, level in levels.items()]
     step = math.ceil(config.new_level_step * signals.max_level)
-    if state.pressure and demand > config.high_water * signals.budget_bytes:
+    if demand > config.high_water * signals.budget_bytes:
         cooling = state.raised is not None and now - state.raised < config.cooldown_seconds
         if cooling and demand <= signals.budget_bytes:
             return state, decisions

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -214,7 +215,7 @@ class Demo:
 
 
 def record(demo: Demo, need: Need, model: str) -> dict[str, Any]:
-    """All of a run, as plain data: settings, versions, machine, streams and samples.
+    """All of a run, as plain data: date, command, settings, versions, machine, streams and samples.
 
     Args:
         demo: a demo that has run.
@@ -224,6 +225,8 @@ def record(demo: Demo, need: Need, model: str) -> dict[str, Any]:
     decoder, arena = demo.engine.decoder, demo.engine.arena
     packages = ("torch", "transformers")
     return {
+        "date": time.strftime("%Y-%m-%d"),
+        "command": " ".join([Path(sys.argv[0]).name, *map(_without_folders, sys.argv[1:])]),
         "settings": {
             "model": model,
             "levels": len(decoder.order),
@@ -270,6 +273,12 @@ def write_record(data: dict[str, Any], path: Path) -> None:
 
 def _rounded(item: dict[str, Any]) -> dict[str, Any]:
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in item.items()}
+
+
+def _without_folders(argument: str) -> str:
+    """An argument as a record shows it: of paths, their last part only."""
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return option + equals + (Path(value).name if "/" in value else value)
 
 
 def _processor() -> str:

@@ -119,8 +119,12 @@ class Need:
 
     @property
     def default_budget(self) -> int:
-        """A budget that does not hold the streams at level 0, and holds all of them at once after conversions."""
-        return int(max(_DEFAULT_SHARE * self.at_level_0, _ROOM_ABOVE_LEAST * self.at_least))
+        """A budget that does not hold the streams at level 0, and holds all of them at once after conversions.
+
+        Where no conversion saves memory, there is none such, and it is what they need.
+        """
+        wanted = int(max(_DEFAULT_SHARE * self.at_level_0, _ROOM_ABOVE_LEAST * self.at_least))
+        return min(wanted, (self.at_least + self.at_level_0) // 2)
 
     def check(self, budget_bytes: int) -> None:
         """Checks that every stream can run within a budget, if only one after the other.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsla.cli.checks import make_folder
 from dsla.cli.sizes import parse_bytes
 from dsla.errors import AdapterError, ConfigError
 
@@ -33,7 +33,7 @@ def demo(
 ) -> None:
     """Run long prompts at once in too little memory for full attention, and watch layers being converted."""
     budget = parse_bytes(memory, "--memory") if memory is not None else None
-    _make_folder(out)
+    make_folder(out)
     from dsla.adaptive import make_policy
     from dsla.bench.demo import Demo
     from dsla.bench.streams import Need, Stream, load_books
@@ -64,20 +64,6 @@ def demo(
     view.close(out)
     if not all(result.finished for result in run.results()):
         raise typer.Exit(1)
-
-
-def _make_folder(path: Path) -> None:
-    """Makes the folder before anything slow is done.
-
-    Raises:
-        ConfigError: it cannot be made or written to.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {path} cannot be made: {error.strerror or error}; name another folder") from None
-    if not os.access(path, os.W_OK):
-        raise ConfigError(f"--out {path} cannot be written to: name another folder")
 
 
 def _check_adapter(service: Service) -> None:

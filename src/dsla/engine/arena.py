@@ -102,7 +102,9 @@ class Arena:
         try:
             self._buffer = torch.empty(self.n_units * page.nbytes, dtype=torch.uint8, device=self.device)
         except RuntimeError:
-            raise EngineError(f"{budget_bytes:,} bytes for requests cannot be had here: give a smaller budget") from None
+            raise EngineError(
+                f"{budget_bytes:,} bytes for requests cannot be had here: give a smaller budget"
+            ) from None
         if poison:
             self._buffer.fill_(0xFF)
         n_blocks = self.n_units // self.slot_units

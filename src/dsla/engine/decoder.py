@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from dsla.convert import Adapter
 
 
-_STATIC_ROPE = ("default", "linear", "llama3", "yarn")
-"""Rope types whose angles depend on the position alone; those of `dynamic` and `longrope` change with the length seen."""
-
-
 def end_tokens(value: int | Sequence[int] | None) -> frozenset[int]:
     """End tokens of a config, which holds none, one, or several."""
     return frozenset(() if value is None else (value,) if isinstance(value, int) else value)
@@ -61,7 +57,7 @@ class PackedDecoder:
     Args:
         weights: the teacher's.
         config: the model's Hugging Face config.
-        family: its facts.
+        family: its facts, by `family_of`, which refuses configs that are not computed here.
         mixers: layer -> mixer of the layers that can be converted, least sensitive first. Default: none.
 
     Attributes:
@@ -73,23 +69,11 @@ class PackedDecoder:
         max_tokens: tokens of prompt and output it was made for.
         vocab_size: width of the logits.
         eos_token_ids: tokens that end a text.
-
-    Raises:
-        ModelError: if the config asks for something this decoder does not compute.
     """
 
     def __init__(
         self, weights: DecoderWeights, config: Any, family: Family, mixers: Mapping[int, DslaMixer] | None = None
     ) -> None:
-        if config.hidden_act not in ("silu", "swish"):
-            raise ModelError(
-                f"activation {config.hidden_act!r} is not supported by the packed decoder, which computes 'silu'"
-            )
-        rope = config.rope_parameters["rope_type"]
-        if rope not in _STATIC_ROPE:
-            raise ModelError(
-                f"rope type {rope!r} is not supported by the packed decoder, which computes {', '.join(_STATIC_ROPE)}"
-            )
         self.weights = weights
         self.mixers = dict(mixers or {})
         self.order = tuple(self.mixers)

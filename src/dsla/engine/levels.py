@@ -59,6 +59,7 @@ class LevelControl:
         """
         self.check(level)
         self.forced = level
+        self.new_level = 0
         self._policy_state = None
         self._deferred.clear()
         if level is None and self._decoder.foldable:

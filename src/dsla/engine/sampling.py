@@ -68,7 +68,9 @@ def sample(logits: Tensor, params: SamplingParams, seed: int, index: int) -> int
     """
     if params.temperature == 0:
         return int(logits.argmax())
-    scores, order = (logits.double() / params.temperature).sort(descending=True, stable=True)
+    scores, order = logits.double().sort(descending=True, stable=True)
+    # The maximum goes first: divided by a tiny temperature, two large scores would both be infinite.
+    scores = (scores - scores[0]) / params.temperature
     probabilities = scores.softmax(0)
     keep = torch.ones_like(probabilities, dtype=torch.bool)
     if params.top_k:

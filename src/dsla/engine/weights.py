@@ -14,6 +14,8 @@ from dsla.checkpoint import weight_files
 from dsla.errors import ModelError
 from dsla.families import Family, attention_shape
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -42,7 +44,7 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    """All weights; `head` is `embed` itself where the model ties them."""
+    """All weights; `head` is `embed` itself where they are the same."""
 
     embed: Tensor
     layers: tuple[LayerWeights, ...]
@@ -105,8 +107,10 @@ def build_weights(
         device: where to keep them.
 
     Raises:
-        ModelError: naming the first tensor that is missing or has another shape than the config says.
+        ModelError: naming the first tensor that is missing, unused, no plain floating-point tensor, or of another shape
+            than the config says.
     """
+    used: set[str] = set()
     shape = attention_shape(config)
     hidden, q_width, kv_width = config.hidden_size, shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
 
@@ -114,19 +118,26 @@ def build_weights(
         if name not in tensors:
             raise ModelError(f"the checkpoint lacks tensor {name!r}")
         source = tensors[name]
+        if source.dtype not in _DTYPES:
+            raise ModelError(
+                f"tensor {name!r} is {_short(source.dtype)}, expected {', '.join(map(_short, _DTYPES))}: quantised "
+                "checkpoints are not supported, fetch the model's unquantised one"
+            )
         if source.shape != target.shape:
             raise ModelError(f"tensor {name!r} has shape {list(source.shape)}, the config says {list(target.shape)}")
         target.copy_(source)
+        used.add(name)
 
     def read(name: str, *size: int) -> Tensor:
         target = torch.empty(size, dtype=dtype, device=device)
         put(name, target)
         return target
 
-    def fuse(prefix: str, parts: Mapping[str, int], n_in: int) -> Linear:
+    def fuse(prefix: str, parts: Mapping[str, int], n_in: int, biased: bool | None) -> Linear:
         weight = torch.empty(sum(parts.values()), n_in, dtype=dtype, device=device)
-        has_bias = f"{prefix}.{next(iter(parts))}.bias" in tensors
-        bias = torch.empty(weight.shape[0], dtype=dtype, device=device) if has_bias else None
+        if biased is None:
+            biased = any(f"{prefix}.{name}.bias" in tensors for name in parts)
+        bias = torch.empty(weight.shape[0], dtype=dtype, device=device) if biased else None
         start = 0
         for name, n_out in parts.items():
             put(f"{prefix}.{name}.weight", weight[start : start + n_out])
@@ -135,6 +146,7 @@ def build_weights(
             start += n_out
         return Linear(weight, bias)
 
+    attention_bias, mlp_bias = _says(config, "attention_bias"), _says(config, "mlp_bias")
     layers = []
     for i in range(config.num_hidden_layers):
         layer = f"{family.layers}.{i}"
@@ -142,17 +154,44 @@ def build_weights(
         layers.append(
             LayerWeights(
                 attention_norm=read(f"{layer}.{family.attention_norm}.weight", hidden),
-                qkv=fuse(attention, {family.q: q_width, family.k: kv_width, family.v: kv_width}, hidden),
-                o=fuse(attention, {family.o: hidden}, q_width),
+                qkv=fuse(
+                    attention, {family.q: q_width, family.k: kv_width, family.v: kv_width}, hidden, attention_bias
+                ),
+                o=fuse(attention, {family.o: hidden}, q_width, attention_bias),
                 mlp_norm=read(f"{layer}.{family.mlp_norm}.weight", hidden),
                 gate_up=fuse(
-                    layer, {family.gate: config.intermediate_size, family.up: config.intermediate_size}, hidden
+                    layer,
+                    {family.gate: config.intermediate_size, family.up: config.intermediate_size},
+                    hidden,
+                    mlp_bias,
                 ),
-                down=fuse(layer, {family.down: hidden}, config.intermediate_size),
+                down=fuse(layer, {family.down: hidden}, config.intermediate_size, mlp_bias),
                 q_norm=read(f"{attention}.{family.q_norm}.weight", shape.head_dim) if family.q_norm else None,
                 k_norm=read(f"{attention}.{family.k_norm}.weight", shape.head_dim) if family.k_norm else None,
             )
         )
     embed = read(f"{family.embed}.weight", config.vocab_size, hidden)
-    head = embed if config.tie_word_embeddings else read(f"{family.head}.weight", config.vocab_size, hidden)
-    return DecoderWeights(embed, tuple(layers), read(f"{family.norm}.weight", hidden), head)
+    norm = read(f"{family.norm}.weight", hidden)
+    head = embed
+    if not config.tie_word_embeddings or f"{family.head}.weight" in tensors:
+        head = read(f"{family.head}.weight", config.vocab_size, hidden)
+        # As in transformers: a head that the checkpoint holds counts, even where the config ties it.
+        if config.tie_word_embeddings and torch.equal(head, embed):
+            head = embed
+    unused = sorted(name for name in tensors if name not in used and not name.endswith("rotary_emb.inv_freq"))
+    if unused:
+        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        raise ModelError(
+            f"the checkpoint holds tensor {unused[0]!r}{more}, which a {family.name} model with this config does not "
+            "have: take the model's own, unquantised checkpoint and config"
+        )
+    return DecoderWeights(embed, tuple(layers), norm, head)
+
+
+def _says(config: Any, name: str) -> bool | None:
+    """A setting that this kind of config has; None where it has none, so that the checkpoint decides."""
+    return bool(getattr(config, name)) if hasattr(type(config), name) else None
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

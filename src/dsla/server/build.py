@@ -113,9 +113,11 @@ def free_memory() -> int:
         except (ValueError, OSError):
             raise ConfigError("this system does not say how much memory is free: give --memory") from None
     try:
-        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return min(free, max(int(limit) - int(used), 0))
-    except (OSError, ValueError):
+        limit, used = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        # `memory.current` counts files that were read, which the kernel drops where memory is asked for.
+        return min(free, max(limit - used + int(stat["inactive_file"]), 0))
+    except (OSError, KeyError, ValueError):
         return free
 
 
