@@ -56,10 +56,11 @@ def convert(
     else:
         _check_plan(chosen, teacher)
     tokenizer, net = load_tokenizer(path), load_model(path, device=device).requires_grad_(False)
-    training_windows(tokenizer, data, settings)
     before = len(read_manifest(out)["layers"])
     with Bars() as bars:
         if chosen is None:
+            # Too little text is found before the order is measured; the chain reads it again.
+            training_windows(tokenizer, data, settings)
             chosen = measured_plan(net, tokenizer, teacher, settings, data, bars)
             chosen.save(kept)
         run(net, tokenizer, chosen, settings, data, out, ChainProgress(bars))
