@@ -30,3 +30,21 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("DSLA_HOME", str(folder))
     return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Folders of a tiny model and of its adapter, made anew for each test file."""
+    from tests.server.tiny import save_adapter, save_model
+
+    base = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DSLA_HOME", str(base / "home"))
+        model = save_model(base / "tiny")
+        return str(model), str(save_adapter(base / "adapter", model))
+
+
+@pytest.fixture
+def tiny_home(folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache folder that `folders` were made with."""
+    monkeypatch.setenv("DSLA_HOME", str(Path(folders[0]).parent / "home"))

@@ -17,21 +17,8 @@ from dsla.convert.adapter import FORMAT
 from dsla.engine import PackedDecoder
 from dsla.errors import AdapterError, ConfigError
 from dsla.storage import write_json
-from tests.server.tiny import save_adapter, save_model
 
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    base = tmp_path_factory.mktemp("models")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DSLA_HOME", str(base / "home"))
-        model = save_model(base / "tiny")
-        return str(model), str(save_adapter(base / "adapter", model))
-
-
-@pytest.fixture(autouse=True)
-def _home(folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DSLA_HOME", str(Path(folders[0]).parent / "home"))
+pytestmark = pytest.mark.usefixtures("tiny_home")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,22 +12,9 @@ from typer.testing import CliRunner, Result
 from dsla.cli.app import build
 from dsla.errors import ConfigError, DslaError
 from dsla.server import run as run_module
-from tests.server.tiny import save_adapter, save_model
 from tests.test_readme import SERVING
 
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    base = tmp_path_factory.mktemp("models")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DSLA_HOME", str(base / "home"))
-        model = save_model(base / "tiny")
-        return str(model), str(save_adapter(base / "adapter", model))
-
-
-@pytest.fixture(autouse=True)
-def _home(folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DSLA_HOME", str(Path(folders[0]).parent / "home"))
+pytestmark = pytest.mark.usefixtures("tiny_home")
 
 
 def dsla(*arguments: str) -> Result:

@@ -12,22 +12,9 @@ from dsla.engine import SamplingParams
 from dsla.errors import AdapterError, ConfigError, EngineError, ModelError
 from dsla.server import build
 from dsla.server.build import EngineSettings, build_engine, free_memory
-from tests.server.tiny import save_adapter, save_model
+from tests.server.tiny import save_model
 
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    base = tmp_path_factory.mktemp("models")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DSLA_HOME", str(base / "home"))
-        model = save_model(base / "tiny")
-        adapter = save_adapter(base / "adapter", model)
-    return str(model), str(adapter)
-
-
-@pytest.fixture(autouse=True)
-def _home(folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DSLA_HOME", str(Path(folders[0]).parent / "home"))
+pytestmark = pytest.mark.usefixtures("tiny_home")
 
 
 def test_model_and_adapter_make_an_engine_that_generates(folders: tuple[str, str]) -> None:
