@@ -85,7 +85,7 @@ class ConvertedAttention(nn.Module):
         super().__init__()
         self.mixer = mixer
         self.layer_idx: int = base.layer_idx  # type: ignore[assignment]
-        self.names = (family.q, family.k, family.v, family.o)
+        self.names = (*family.qkv, family.o)
         self.norms = (family.q_norm, family.k_norm)
         for name in (*self.names, *filter(None, self.norms)):
             setattr(self, name, getattr(base, name))
@@ -111,7 +111,7 @@ class ConvertedAttention(nn.Module):
     def output(self, y: Tensor) -> Tensor:
         """Heads `[B, T, H, D]` through the output projection and its delta."""
         y = y.flatten(2)
-        projected: Tensor = getattr(self, self.names[3])(y) + self.mixer.o_delta(y)
+        projected: Tensor = getattr(self, self.names[-1])(y) + self.mixer.o_delta(y)
         return projected
 
     def _cache_layer(self, cache: Cache) -> DslaCacheLayer:
@@ -130,10 +130,12 @@ class ConvertedAttention(nn.Module):
 
 def project(attention: ConvertedAttention, x: Tensor, position: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Queries `[B, T, H, D]` with their delta, keys and values `[B, T, G, D]` of a converted layer."""
-    mixer = attention.mixer
-    q, k, v = (getattr(attention, name) for name in attention.names[:3])
-    q, k, v = q(x) + mixer.q_delta(x), k(x), v(x)
-    q, k, v = (y.unflatten(-1, (-1, mixer.shape.head_dim)) for y in (q, k, v))
+    mixer, shape = attention.mixer, attention.mixer.shape
+    parts = [getattr(attention, name)(x) for name in attention.names[:-1]]
+    if len(parts) == 1:
+        q_width, kv_width = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
+        parts = parts[0].split([q_width, kv_width, kv_width], -1)
+    q, k, v = (y.unflatten(-1, (-1, shape.head_dim)) for y in (parts[0] + mixer.q_delta(x), *parts[1:]))
     q, k = (getattr(attention, name)(y) if name else y for name, y in zip(attention.norms, (q, k), strict=True))
     if mixer.config.rope:
         cos, sin = (y.to(q.dtype) for y in position)

@@ -81,9 +81,8 @@ class PackedDecoder:
         self.softmax = SoftmaxMixer(self.shape)
         self.n_layers = len(weights.layers)
         self.dtype, self.device = weights.embed.dtype, weights.embed.device
-        self.max_tokens, self.vocab_size = context_length(config), weights.head.shape[0]
+        self.max_tokens, self.vocab_size = context_length(config), weights.head.weight.shape[0]
         self.eos_token_ids = end_tokens(config.eos_token_id)
-        self._eps = config.rms_norm_eps
         inv_freq, scale = family.rope(config)
         angles = torch.arange(self.max_tokens, dtype=torch.float32).unsqueeze(1) * inv_freq.cpu().unsqueeze(0)
         self._cos = (angles.cos() * scale).to(self.device, self.dtype)
@@ -164,16 +163,10 @@ class PackedDecoder:
         hidden = F.embedding(batch.tokens, self.weights.embed)
         cos, sin = (torch.cat([table, table], -1) for table in (self._cos[batch.positions], self._sin[batch.positions]))
         for layer, weights in enumerate(self.weights.layers):
-            x = self._norm(hidden, weights.attention_norm)
+            x = weights.attention_norm(hidden)
             hidden = hidden + self._attention(layer, weights, x, cos, sin, batch, arena)
-            gate, up = weights.gate_up(self._norm(hidden, weights.mlp_norm)).chunk(2, -1)
-            hidden = hidden + weights.down(F.silu(gate) * up)
-        last = self._norm(hidden[batch.sample_rows], self.weights.norm)
-        return F.linear(last, self.weights.head)
-
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self._eps)).to(x.dtype)
+            hidden = hidden + weights.mlp(x if weights.mlp_norm is None else weights.mlp_norm(hidden))
+        return self.weights.head(self.weights.norm(hidden[batch.sample_rows]))
 
     def _attention(
         self, layer: int, weights: LayerWeights, x: Tensor, cos: Tensor, sin: Tensor, batch: PackedBatch, arena: Arena
@@ -185,8 +178,8 @@ class PackedDecoder:
             mixer = self.mixers[layer]
             rows = split.converted_rows
             q = q.index_put((rows,), q[rows] + mixer.q_delta(x[rows]).view(-1, heads, dim))
-        q = q if weights.q_norm is None else self._norm(q, weights.q_norm)
-        k = k if weights.k_norm is None else self._norm(k, weights.k_norm)
+        q = q if weights.q_norm is None else weights.q_norm(q)
+        k = k if weights.k_norm is None else weights.k_norm(k)
         rotated_q, rotated_k = rotate(q, cos, sin), rotate(k, cos, sin)
         y = torch.empty_like(rotated_q)
         if split.kept:

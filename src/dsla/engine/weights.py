@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dsla.checkpoint import weight_files
 from dsla.errors import ModelError
-from dsla.families import Family, attention_shape
+from dsla.families import ACTIVATIONS, NORM_EPS, Family, attention_shape
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -25,43 +26,79 @@ class Linear:
     bias: Tensor | None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.nn.functional.linear(x, self.weight, self.bias)
+        return F.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class RmsNorm:
+    """Weight `[n]` and epsilon; in fp32 at least."""
+
+    weight: Tensor
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """Weight and bias `[n]` and epsilon."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+Norm = RmsNorm | LayerNorm
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """Projections of an MLP; with a gate `up` gives the gate's input first, then what it scales."""
+
+    up: Linear
+    down: Linear
+    activation: Callable[[Tensor], Tensor]
+    gated: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        up = self.up(x)
+        if not self.gated:
+            return self.down(self.activation(up))
+        gate, up = up.chunk(2, -1)
+        return self.down(self.activation(gate) * up)
 
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One layer: norms `[hidden]`, fused projections, and norms of query and key heads `[D]` (or None)."""
+    """One layer; `mlp_norm` is None where the MLP reads what attention reads, head norms where there are none."""
 
-    attention_norm: Tensor
+    attention_norm: Norm
     qkv: Linear
     o: Linear
-    mlp_norm: Tensor
-    gate_up: Linear
-    down: Linear
-    q_norm: Tensor | None
-    k_norm: Tensor | None
+    mlp_norm: Norm | None
+    mlp: Mlp
+    q_norm: Norm | None
+    k_norm: Norm | None
 
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    """All weights; `head` is `embed` itself where they are the same."""
+    """All weights; the head's is `embed` itself where they are the same."""
 
     embed: Tensor
     layers: tuple[LayerWeights, ...]
-    norm: Tensor
-    head: Tensor
+    norm: Norm
+    head: Linear
 
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        tensors = {self.embed.data_ptr(): self.embed, self.norm.data_ptr(): self.norm, self.head.data_ptr(): self.head}
-        for layer in self.layers:
-            for part in (layer.qkv, layer.o, layer.gate_up, layer.down):
-                tensors[part.weight.data_ptr()] = part.weight
-                if part.bias is not None:
-                    tensors[part.bias.data_ptr()] = part.bias
-            norms = (layer.attention_norm, layer.mlp_norm, layer.q_norm, layer.k_norm)
-            tensors |= {norm.data_ptr(): norm for norm in norms if norm is not None}
+        tensors = {tensor.data_ptr(): tensor for tensor in _tensors(self)}
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
@@ -102,7 +139,7 @@ def build_weights(
     Args:
         tensors: a checkpoint's tensors by their Hugging Face names.
         config: the model's Hugging Face config.
-        family: its facts.
+        family: its facts, by `family_of`.
         dtype: what to keep them in.
         device: where to keep them.
 
@@ -133,51 +170,55 @@ def build_weights(
         put(name, target)
         return target
 
-    def fuse(prefix: str, parts: Mapping[str, int], n_in: int, biased: bool | None) -> Linear:
-        weight = torch.empty(sum(parts.values()), n_in, dtype=dtype, device=device)
-        if biased is None:
-            biased = any(f"{prefix}.{name}.bias" in tensors for name in parts)
-        bias = torch.empty(weight.shape[0], dtype=dtype, device=device) if biased else None
+    def norm(name: str, size: int) -> Norm:
+        weight, eps = read(f"{name}.weight", size), float(getattr(config, NORM_EPS[family.norm_kind]))
+        return (
+            LayerNorm(weight, read(f"{name}.bias", size), eps) if family.norm_kind == "layer" else RmsNorm(weight, eps)
+        )
+
+    def linear(prefix: str, names: Sequence[str], widths: Sequence[int], n_in: int, biased: bool | str) -> Linear:
+        """One projection out of `names`, each as wide as `widths` says, or one as wide as all of them."""
+        weight = torch.empty(sum(widths), n_in, dtype=dtype, device=device)
+        bias = torch.empty(len(weight), dtype=dtype, device=device) if biased else None
         start = 0
-        for name, n_out in parts.items():
+        for name, n_out in zip(names, widths if len(names) > 1 else [len(weight)], strict=True):
             put(f"{prefix}.{name}.weight", weight[start : start + n_out])
             if bias is not None:
                 put(f"{prefix}.{name}.bias", bias[start : start + n_out])
             start += n_out
         return Linear(weight, bias)
 
-    attention_bias, mlp_bias = _says(config, "attention_bias"), _says(config, "mlp_bias")
-    layers = []
-    for i in range(config.num_hidden_layers):
-        layer = f"{family.layers}.{i}"
-        attention = f"{layer}.{family.attention}"
-        layers.append(
-            LayerWeights(
-                attention_norm=read(f"{layer}.{family.attention_norm}.weight", hidden),
-                qkv=fuse(
-                    attention, {family.q: q_width, family.k: kv_width, family.v: kv_width}, hidden, attention_bias
-                ),
-                o=fuse(attention, {family.o: hidden}, q_width, attention_bias),
-                mlp_norm=read(f"{layer}.{family.mlp_norm}.weight", hidden),
-                gate_up=fuse(
-                    layer,
-                    {family.gate: config.intermediate_size, family.up: config.intermediate_size},
-                    hidden,
-                    mlp_bias,
-                ),
-                down=fuse(layer, {family.down: hidden}, config.intermediate_size, mlp_bias),
-                q_norm=read(f"{attention}.{family.q_norm}.weight", shape.head_dim) if family.q_norm else None,
-                k_norm=read(f"{attention}.{family.k_norm}.weight", shape.head_dim) if family.k_norm else None,
-            )
+    def one_layer(name: str) -> LayerWeights:
+        attention, inner = f"{name}.{family.attention}", config.intermediate_size
+        return LayerWeights(
+            attention_norm=norm(f"{name}.{family.attention_norm}", hidden),
+            qkv=linear(attention, family.qkv, [q_width, kv_width, kv_width], hidden, family.qkv_bias),
+            o=linear(attention, [family.o], [hidden], q_width, family.o_bias),
+            mlp_norm=norm(f"{name}.{family.mlp_norm}", hidden) if family.mlp_norm else None,
+            mlp=Mlp(
+                up=linear(name, family.mlp_in, [inner] * (1 + family.gated), hidden, family.mlp_bias),
+                down=linear(name, [family.mlp_out], [hidden], inner, family.mlp_bias),
+                activation=ACTIVATIONS[config.hidden_act],
+                gated=family.gated,
+            ),
+            q_norm=norm(f"{attention}.{family.q_norm}", shape.head_dim) if family.q_norm else None,
+            k_norm=norm(f"{attention}.{family.k_norm}", shape.head_dim) if family.k_norm else None,
         )
+
+    layers = tuple(one_layer(f"{family.layers}.{i}") for i in range(config.num_hidden_layers))
     embed = read(f"{family.embed}.weight", config.vocab_size, hidden)
-    norm = read(f"{family.norm}.weight", hidden)
     head = embed
     if not config.tie_word_embeddings or f"{family.head}.weight" in tensors:
         head = read(f"{family.head}.weight", config.vocab_size, hidden)
         # As in transformers: a head that the checkpoint holds counts, even where the config ties it.
         if config.tie_word_embeddings and torch.equal(head, embed):
             head = embed
+    weights = DecoderWeights(
+        embed,
+        layers,
+        norm(family.norm, hidden),
+        Linear(head, read(f"{family.head}.bias", config.vocab_size) if family.head_bias else None),
+    )
     unused = sorted(name for name in tensors if name not in used and not name.endswith("rotary_emb.inv_freq"))
     if unused:
         more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
@@ -185,12 +226,19 @@ def build_weights(
             f"the checkpoint holds tensor {unused[0]!r}{more}, which a {family.name} model with this config does not "
             "have: take the model's own, unquantised checkpoint and config"
         )
-    return DecoderWeights(embed, tuple(layers), norm, head)
+    return weights
 
 
-def _says(config: Any, name: str) -> bool | None:
-    """A setting that this kind of config has; None where it has none, so that the checkpoint decides."""
-    return bool(getattr(config, name)) if hasattr(type(config), name) else None
+def _tensors(part: object) -> Iterator[Tensor]:
+    """All tensors of nested data classes and tuples."""
+    if isinstance(part, Tensor):
+        yield part
+    elif isinstance(part, tuple):
+        for member in part:
+            yield from _tensors(member)
+    elif is_dataclass(part):
+        for field in fields(part):
+            yield from _tensors(getattr(part, field.name))
 
 
 def _short(dtype: torch.dtype) -> str:

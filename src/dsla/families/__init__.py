@@ -5,18 +5,29 @@ from __future__ import annotations
 from typing import Any
 
 from dsla.errors import ModelError
-from dsla.families.base import STATIC_ROPE, Family, attention_shape, context_length, rotate
+from dsla.families.base import ACTIVATIONS, NORM_EPS, STATIC_ROPE, Family, attention_shape, context_length, rotate
 from dsla.families.llama import LLAMA
 from dsla.families.mistral import MISTRAL
+from dsla.families.phi import PHI, PHI3
 from dsla.families.qwen import QWEN2, QWEN3
 
-FAMILIES = {model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3) for model_type in family.model_types}
+_ALL = (LLAMA, MISTRAL, QWEN2, QWEN3, PHI, PHI3)
+FAMILIES = {model_type: family for family in _ALL for model_type in family.model_types}
 
-__all__ = ["FAMILIES", "Family", "attention_shape", "context_length", "family_of", "rotate"]
+__all__ = [
+    "ACTIVATIONS",
+    "FAMILIES",
+    "NORM_EPS",
+    "Family",
+    "attention_shape",
+    "context_length",
+    "family_of",
+    "rotate",
+]
 
 
 def family_of(config: Any) -> Family:
-    """The family of a Hugging Face config.
+    """The family of a Hugging Face config, its facts as the config says them.
 
     Args:
         config: a `PretrainedConfig`; its `model_type` decides.
@@ -29,22 +40,20 @@ def family_of(config: Any) -> Family:
     if family is None:
         known = ", ".join(sorted(FAMILIES))
         raise ModelError(f"model family {config.model_type!r} is not supported; supported families: {known}")
-    refused = _refused(config)
+    refused = _refused(config, family)
     if refused:
         raise ModelError(f"this {family.name} model {refused}, which is not supported")
-    return family
+    return family.settled(config)
 
 
-def _refused(config: Any) -> str | None:
+def _refused(config: Any, family: Family) -> str | None:
     """What a config asks for that no face of the model computes; None = nothing."""
-    window = getattr(config, "sliding_window", None)
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()) or (
-        config.model_type == "mistral" and window
-    ):
+    window, types = getattr(config, "sliding_window", None), getattr(config, "layer_types", None) or ()
+    if "sliding_attention" in types or (family.all_slide and window):
         return f"attends to a sliding window of {window} tokens"
     if getattr(config, "quantization_config", None):
         return "has quantised weights"
-    if config.hidden_act not in ("silu", "swish"):
+    if config.hidden_act not in ACTIVATIONS:
         return f"has the activation {config.hidden_act!r}"
     rope = (config.rope_parameters or {}).get("rope_type")
     if rope not in STATIC_ROPE:

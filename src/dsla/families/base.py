@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dsla.mixers import AttentionShape
@@ -14,10 +16,25 @@ from dsla.mixers import AttentionShape
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 """Rope types whose angles depend on the position alone; those of `dynamic` and `longrope` change with the length seen."""
 
+_gelu_tanh = partial(F.gelu, approximate="tanh")
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "swish": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+}
+"""Activations of an MLP by what configs call them."""
+
+NORM_EPS = {"rms": "rms_norm_eps", "layer": "layer_norm_eps"}
+"""Kinds of norms, and the setting that holds their epsilon."""
+
 
 @dataclass(frozen=True)
 class Family:
     """Names and habits of a model family. Names are as in its Hugging Face checkpoints, without `.weight` and `.bias`.
+
+    A fact that differs between models of a family names the config's setting that says it, until `settled`.
 
     Attributes:
         name: the family's name.
@@ -26,13 +43,23 @@ class Family:
         layers: list of layers; layer i is `{layers}.{i}`.
         norm: final norm.
         head: output head; absent from the checkpoint where it is tied to the embedding.
-        attention: attention module inside a layer; `q`, `k`, `v`, `o` are its projections.
+        attention: attention module inside a layer; `qkv` and `o` are its projections.
+        qkv: projections to queries, keys and values: three, or one whose output holds them in this order.
+        o: output projection.
         attention_norm: norm before attention, inside a layer.
-        mlp_norm: norm before the MLP, inside a layer.
-        gate: gate projection of the gated MLP, inside a layer; `up` and `down` likewise.
-        rope: Hugging Face config -> inverse frequencies `[D // 2]` fp32 and the factor on cos and sin.
+        mlp_norm: norm before the MLP, inside a layer; None = the MLP runs beside attention and reads the same norm.
+        mlp_in: projections to the gate and what it scales, inside a layer: two, or one whose output holds them in this
+            order; one without a gate.
+        mlp_out: the MLP's output projection, inside a layer.
+        rope: Hugging Face config -> inverse frequencies `[R // 2]` fp32 of the R rotated dims of a head, and the factor on
+            cos and sin.
+        gated: whether the MLP is `out(act(gate) * up)`, otherwise `out(act(up))`.
+        norm_kind: `rms` (no bias) or `layer` (with bias), of every norm.
         q_norm: norm of each query head before the rotation, inside the attention module; None = none.
         k_norm: the same for key heads.
+        head_norms: whether models have these two norms.
+        qkv_bias: whether `qkv` has biases; `o_bias`, `mlp_bias` (all its projections) and `head_bias` likewise.
+        all_slide: whether a `sliding_window` in the config holds for every layer, whatever its `layer_types` say.
     """
 
     name: str
@@ -42,18 +69,35 @@ class Family:
     norm: str
     head: str
     attention: str
-    q: str
-    k: str
-    v: str
+    qkv: tuple[str, ...]
     o: str
     attention_norm: str
-    mlp_norm: str
-    gate: str
-    up: str
-    down: str
+    mlp_norm: str | None
+    mlp_in: tuple[str, ...]
+    mlp_out: str
     rope: Callable[[Any], tuple[Tensor, float]]
+    gated: bool = True
+    norm_kind: Literal["rms", "layer"] = "rms"
     q_norm: str | None = None
     k_norm: str | None = None
+    head_norms: bool | str = True
+    qkv_bias: bool | str = False
+    o_bias: bool | str = False
+    mlp_bias: bool | str = False
+    head_bias: bool | str = False
+    all_slide: bool = False
+
+    def settled(self, config: Any) -> Family:
+        """This family with every fact as `config` says it: flags are bools, and norms a model lacks are None."""
+
+        def says(fact: bool | str) -> bool:
+            return bool(getattr(config, fact)) if isinstance(fact, str) else fact
+
+        flags = ("head_norms", "qkv_bias", "o_bias", "mlp_bias", "head_bias")
+        facts: dict[str, Any] = {flag: says(getattr(self, flag)) for flag in flags}
+        if not facts["head_norms"]:
+            facts |= {"q_norm": None, "k_norm": None}
+        return replace(self, **facts)
 
 
 def attention_shape(config: Any) -> AttentionShape:
@@ -73,12 +117,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         x: heads `[..., n_heads, D]`.
-        cos: `[..., D]` of each token, in x's dtype.
+        cos: `[..., R]` of each token, in x's dtype; dims from R on are not rotated.
         sin: as `cos`.
 
     Returns:
         `[..., n_heads, D]`.
     """
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat([-second, first], -1) * sin
+    turned, rest = x.tensor_split([cos.shape[-1]], -1)
+    first, second = turned.chunk(2, -1)
+    turned = turned * cos + torch.cat([-second, first], -1) * sin
+    return torch.cat([turned, rest], -1) if rest.shape[-1] else turned

@@ -1,4 +1,4 @@
-"""Mistral: Llama's shape. Checkpoints that attend to a sliding window only are refused by `family_of`."""
+"""Mistral: Llama's shape without biases. Checkpoints that attend to a sliding window only are refused by `family_of`."""
 
 from __future__ import annotations
 
@@ -6,4 +6,12 @@ from dataclasses import replace
 
 from dsla.families.llama import LLAMA
 
-MISTRAL = replace(LLAMA, name="mistral", model_types=("mistral",))
+MISTRAL = replace(
+    LLAMA,
+    name="mistral",
+    model_types=("mistral",),
+    qkv_bias=False,
+    o_bias=False,
+    mlp_bias=False,
+    all_slide=True,
+)
