@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dsla.convert import Plan, Teacher
+from dsla.distill.data import Source
 from dsla.distill.recipe import DataSettings, Recipe, TrainSettings
 from dsla.mixers import DslaConfig
 
-TEXT = "The history state keeps what the recency state forgets; a window keeps both exact. " * 40
+TEXT = "The history state keeps what the recency state forgets; a window keeps both exact. "
 TEACHER = Teacher("tiny", "0" * 64, 3)
 PLAN = Plan(TEACHER, (1, 2, 0))
 RECIPE = Recipe(
@@ -25,8 +29,18 @@ class TinyTokenizer:
 
     eos_token_id = 0
 
-    def __call__(self, texts: list[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
+    def __len__(self) -> int:
+        return 128
+
+    def __call__(self, texts: list[str], add_special_tokens: bool, verbose: bool = True) -> dict[str, list[list[int]]]:
         return {"input_ids": [[ord(c) % 128 for c in text] for text in texts]}
+
+
+def write_text(folder: Path) -> list[Source]:
+    """A file of eight documents, as a source of training text."""
+    path = folder / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": f"{i} {TEXT * 5}"}) + "\n" for i in range(8)))
+    return [Source(path)]
 
 
 def teacher() -> LlamaForCausalLM:

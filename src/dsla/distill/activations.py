@@ -1,4 +1,4 @@
-"""Inputs of the layers for a fixed set of token windows, recomputed from the nearest ones that are still valid."""
+"""Inputs of the layers for a fixed set of batches, recomputed from the nearest ones that are still valid."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsla.errors import ModelError
-from dsla.families import family_of
+from dsla.distill.trunk import Trunk
 
 
 class Activations:
@@ -17,55 +16,38 @@ class Activations:
 
     Args:
         model: a causal language model of a supported family, in evaluation mode.
-        tokens: token ids `[n, T]` int64.
-        batch: windows a forward pass.
+        batches: token ids, each `[rows, length]` int64; a forward pass takes one.
+
+    Attributes:
+        trunk: the model's layers; its `position` gives the rotary embedding of a batch's length.
 
     Raises:
         ModelError: if the family is unknown, or the model would not attend causally.
     """
 
-    def __init__(self, model: Any, tokens: Tensor, batch: int) -> None:
-        if model.config._attn_implementation != "sdpa":
-            raise ModelError(
-                f"the teacher must run attention as 'sdpa', which is causal without a mask, "
-                f"found {model.config._attn_implementation!r}: call model.set_attn_implementation('sdpa')"
-            )
-        family = family_of(model.config)
-        self.device = next(model.parameters()).device
-        self._layers = model.get_submodule(family.layers)
-        self._embed = model.get_submodule(family.embed)
-        self._tokens, self._batch = tokens, batch
-        self._at: dict[int, Tensor] = {}
-        rotary = model.get_decoder().rotary_emb
-        positions = torch.arange(tokens.shape[1], device=self.device).unsqueeze(0)
-        dtype = next(model.parameters()).dtype
-        self.position = rotary(torch.zeros(1, device=self.device, dtype=dtype), positions)
+    def __init__(self, model: Any, batches: Sequence[Tensor]) -> None:
+        self.trunk = Trunk(model)
+        self._batches = batches
+        self._at: dict[int, list[Tensor]] = {}
 
     @torch.no_grad()
-    def at(self, layer: int, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Tensor:
-        """Inputs `[n, T, hidden]` of `layer`, on the CPU.
+    def at(self, layer: int, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[Tensor]:
+        """Inputs of `layer` on the CPU, `[rows, length, hidden]` for each batch.
 
         Args:
             layer: layer index.
-            on_progress: called with (windows done, windows in all).
+            on_progress: called with (batches done, batches in all).
         """
         start = max((i for i in self._at if i <= layer), default=None)
         if start == layer:
             return self._at[layer]
-        pieces = []
-        for begin in range(0, len(self._tokens), self._batch):
-            rows = slice(begin, begin + self._batch)
-            source = (
-                self._embed(self._tokens[rows].to(self.device))
-                if start is None
-                else self._at[start][rows].to(self.device)
-            )
-            for i in range(start or 0, layer):
-                source = self._layers[i](source, position_embeddings=self.position, attention_mask=None)
-            pieces.append(source.cpu())
-            on_progress(min(begin + self._batch, len(self._tokens)), len(self._tokens))
-        self._at[layer] = torch.cat(pieces)
-        return self._at[layer]
+        inputs = []
+        for place, tokens in enumerate(self._batches):
+            x = self.trunk.embed(tokens) if start is None else self._at[start][place].to(self.trunk.device)
+            inputs.append(self.trunk.run(x, start or 0, layer).cpu())
+            on_progress(place + 1, len(self._batches))
+        self._at[layer] = inputs
+        return inputs
 
     def changed(self, layer: int, later: Sequence[int]) -> None:
         """Forgets what depends on the output of `layer`, and what none of the layers to come would start from.
