@@ -1,67 +1,86 @@
-"""Layer scores against slow definitions, and the plan they give."""
+"""Plans from metrics."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
-from dsla.convert.surgery import ConvertedAttention
-from dsla.families import attention_shape, family_of
-from dsla.mixers import DslaConfig, DslaMixer
-from dsla.sensitivity import make_plan, plot_scores
-from dsla.sensitivity.metrics import attention_entropy, measured_kl
+from dsla.distill.recipe import ORDER_METRICS, OrderSettings
+from dsla.errors import ConfigError
+from dsla.sensitivity import METRICS, label, make_plan, plot_scores
+from dsla.sensitivity.metrics import random_order
 from tests.distill.tiny import TEACHER, teacher
+from tests.sensitivity.probes import CONFIG, TOKENS, probe, silent
+from tests.sensitivity.test_measured import trained
 
-TOKENS = torch.randint(0, 128, (2, 40), generator=torch.Generator().manual_seed(0))
-CONFIG = DslaConfig(window=4, sinks=1, delta_rank=0)
-
-
-def silent(done: int, total: int) -> None:
-    pass
+CHEAP = {"entropy", "outliers", "retrieval"}
 
 
-def test_entropy_is_that_of_the_teachers_rows() -> None:
-    model = teacher()
-    model.set_attn_implementation("eager")
-    with torch.no_grad():
-        rows = model(TOKENS, output_attentions=True).attentions
-    expected = []
-    for p in rows:
-        late = p[:, :, 20:].double()
-        expected.append(float(-(late * late.clamp_min(1e-30).log()).sum(-1).mean()))
-    model.set_attn_implementation("sdpa")
-    found = attention_entropy(model, TOKENS, CONFIG, silent)
-    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=1e-4)
+def test_recipes_name_all_metrics() -> None:
+    assert tuple(METRICS) == ORDER_METRICS
+    assert {name for name, metric in METRICS.items() if metric.cheap} == CHEAP
 
 
-def test_kl_is_that_of_the_logits_and_leaves_the_model_as_it_was() -> None:
-    model = teacher()
-    found = measured_kl(model, TOKENS, CONFIG, silent)
-    with torch.no_grad():
-        before = model(TOKENS).logits
-    expected = []
-    for layer in model.model.layers:
-        softmax = layer.self_attn
-        mixer = DslaMixer(CONFIG, attention_shape(model.config))
-        mixer.states_off = True
-        layer.self_attn = ConvertedAttention(softmax, mixer, family_of(model.config))
-        with torch.no_grad():
-            after = model(TOKENS).logits[:, ::4].log_softmax(-1)
-        layer.self_attn = softmax
-        p = before[:, ::4].log_softmax(-1)
-        expected.append(float((p.exp() * (p - after)).sum(-1).mean()))
-    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-3, atol=1e-5)
-    with torch.no_grad():
-        assert torch.equal(model(TOKENS).logits, before)
-
-
-def test_plan_is_sorted_by_its_metric_and_drawn(tmp_path: Path) -> None:
+@pytest.mark.parametrize("metric", [*METRICS])
+def test_plan_is_sorted_by_its_metric_and_drawn(metric: str, tmp_path: Path) -> None:
     seen = []
-    plan = make_plan(teacher(), TEACHER, TOKENS, CONFIG, "entropy", lambda *step: seen.append(step))
-    assert sorted(plan.order) == [0, 1, 2]
-    scores = [plan.scores["entropy"][layer] for layer in plan.order]
-    assert scores == sorted(scores) and set(plan.scores) == {"kl", "entropy"}
-    assert seen[-1][1:] == (3, 3)
+    plan = make_plan(teacher(), TEACHER, TOKENS, CONFIG, OrderSettings(metric), on_progress=lambda *x: seen.append(x))
+    assert sorted(plan.order) == [0, 1, 2] and plan.metric == metric
+    assert set(plan.scores) == CHEAP | {metric}, "what costs much is not measured unless it is asked for"
+    scores = [plan.scores[metric][layer] for layer in plan.order]
+    assert scores == sorted(scores)
+    assert {name for name, done, total in seen if done == total} == (CHEAP | {metric}) - {"random"}
     plot_scores(plan, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5_000
+
+
+def test_others_are_recorded_beside_and_trained_ones_say_so(tmp_path: Path) -> None:
+    model = teacher()
+    mixers = trained(model)
+    settings = OrderSettings("greedy", ("kl", "random"), candidates=3)
+    floor = make_plan(model, TEACHER, TOKENS, CONFIG, settings)
+    assert set(floor.scores) == CHEAP | {"greedy", "kl", "random"}
+    plan = make_plan(model, TEACHER, TOKENS, mixers[0].config, settings, mixers)
+    assert plan.metric == "greedy_trained"
+    assert set(plan.scores) == CHEAP | {"greedy_trained", "kl_trained", "random"}
+    assert plan.scores["kl_trained"] != floor.scores["kl"] and plan.scores["entropy"] == floor.scores["entropy"]
+    assert plan.scores["greedy_trained"][plan.order[0]] == min(plan.scores["kl_trained"])
+    assert label("kl_trained") == "KL, converted alone (nats), trained" and label("newer") == "newer"
+    plan.save(tmp_path / "plan.json")
+    assert type(plan).load(tmp_path / "plan.json") == plan
+
+
+def test_random_follows_the_seed() -> None:
+    orders = {seed: random_order(probe(seed=seed), silent).order for seed in range(8)}
+    assert orders[3] == random_order(probe(seed=3), silent).order
+    assert len(set(orders.values())) > 2
+
+
+def test_searches_of_other_settings_are_kept_apart(tmp_path: Path) -> None:
+    model, settings = teacher(), OrderSettings("kl")
+    mixers = trained(model)
+    make_plan(model, TEACHER, TOKENS, CONFIG, settings, progress=tmp_path)
+    make_plan(model, TEACHER, TOKENS, CONFIG, settings, progress=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    make_plan(model, TEACHER, TOKENS.flip(1), CONFIG, settings, progress=tmp_path)
+    make_plan(model, TEACHER, TOKENS, mixers[0].config, settings, mixers, progress=tmp_path)
+    mixers[1].q_delta.up.data.zero_()
+    make_plan(model, TEACHER, TOKENS, mixers[0].config, settings, mixers, progress=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_windows_that_reach_beyond_nothing_are_named() -> None:
+    with pytest.raises(ConfigError, match="seq_len is 12: with a window of 4 and 1 sinks .* at least 13"):
+        make_plan(teacher(), TEACHER, TOKENS[:, :12], CONFIG, OrderSettings("entropy"))
+    assert make_plan(teacher(), TEACHER, TOKENS[:, :13], CONFIG, OrderSettings("kl")).order
+
+
+def test_missing_mixers_are_named() -> None:
+    model = teacher()
+    mixers = trained(model)
+    del mixers[1]
+    with pytest.raises(ConfigError, match="layer 1 has no trained mixer"):
+        make_plan(model, TEACHER, TOKENS, CONFIG, OrderSettings("kl"), mixers)
+    assert torch.equal(model(TOKENS).logits, teacher()(TOKENS).logits)

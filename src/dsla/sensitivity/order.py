@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,14 @@ import transformers
 from torch import Tensor
 
 from dsla.convert.plan import Plan, Teacher
-from dsla.mixers import DslaConfig
-from dsla.sensitivity.metrics import METRICS
+from dsla.distill.recipe import OrderSettings
+from dsla.errors import ConfigError
+from dsla.mixers import DslaConfig, DslaMixer
+from dsla.sensitivity.journal import Journal
+from dsla.sensitivity.metrics import METRICS, label, recorded_name
+from dsla.sensitivity.probe import Probe
+
+_ROOM = 8
 
 
 def make_plan(
@@ -20,28 +29,73 @@ def make_plan(
     teacher: Teacher,
     tokens: Tensor,
     mixer: DslaConfig,
-    metric: str = "kl",
+    settings: OrderSettings,
+    trained: Mapping[int, DslaMixer] | None = None,
+    seed: int = 0,
+    progress: Path | None = None,
     on_progress: Callable[[str, int, int], None] = lambda metric, done, total: None,
+    on_measured: Callable[[int], None] = lambda known: None,
 ) -> Plan:
-    """Scores every layer by every metric and orders them by one.
+    """Orders the layers by one metric, and records the scores of the cheap ones and of those that are asked for.
 
     Args:
         model: the teacher as a Hugging Face model.
         teacher: its name, hash and number of layers.
         tokens: windows of text `[n, T]`.
         mixer: settings of the converted layers.
-        metric: the metric that orders, a key of `METRICS`.
-        on_progress: called with (metric, layers done, layers in all).
+        settings: the metric that orders, the others to record, and how wide the greedy search is.
+        trained: a trained mixer for every layer; metrics that convert layers then use them, and say so in their name.
+        seed: of what is random.
+        progress: folder in which an interrupted search is found again. Default: it is not.
+        on_progress: called with (metric, parts done, parts in all).
+        on_measured: called with the number of measured divergences after each new one, when it is in `progress`.
 
     Returns:
         A plan over all layers.
+
+    Raises:
+        ConfigError: if windows are too short to reach beyond the mixer's window and sinks, or mixers are missing.
+        DataError: if nothing can be retrieved from the text.
+        ModelError: if a converted model's predictions are not finite.
+        PlanError: if `progress` cannot be read or written.
     """
-    scores = {}
-    for name, score in METRICS.items():
-        scores[name] = tuple(score(model, tokens, mixer, lambda done, total, name=name: on_progress(name, done, total)))  # type: ignore[misc]
-    order = sorted(range(teacher.n_layers), key=lambda layer: scores[metric][layer])
+    needed = mixer.window + mixer.sinks + _ROOM
+    if tokens.shape[1] < needed:
+        raise ConfigError(
+            f"recipe.order.seq_len is {tokens.shape[1]}: with a window of {mixer.window} and {mixer.sinks} sinks nothing lies "
+            f"beyond them, and no layer would differ from another; it must be at least {needed}"
+        )
+    missing = sorted(set(range(teacher.n_layers)) - set(trained)) if trained is not None else []
+    if missing:
+        raise ConfigError(f"layer {missing[0]} has no trained mixer: finish the conversion first")
+    name = f"order-{_fingerprint(teacher, tokens, mixer, trained)}.json"
+    journal = Journal(progress / name if progress else None, on_measured)
+    probe = Probe(model, tokens, mixer, trained, seed, settings.candidates, journal)
+    asked = {settings.metric, *settings.also}
+    rankings = {
+        recorded_name(name, trained is not None): metric.rank(
+            probe,
+            lambda done, total, name=name: on_progress(name, done, total),  # type: ignore[misc]
+        )
+        for name, metric in METRICS.items()
+        if metric.cheap or name in asked
+    }
+    metric = recorded_name(settings.metric, trained is not None)
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    return Plan(teacher, tuple(order), mixer, metric, scores, versions)
+    scores = {name: ranking.scores for name, ranking in rankings.items()}
+    return Plan(teacher, rankings[metric].order, mixer, metric, scores, versions)
+
+
+def _fingerprint(teacher: Teacher, tokens: Tensor, mixer: DslaConfig, trained: Mapping[int, DslaMixer] | None) -> str:
+    """Names all a measured KL depends on."""
+    digest = hashlib.sha256(teacher.sha256.encode())
+    digest.update(json.dumps(dataclasses.asdict(mixer)).encode())
+    digest.update(json.dumps(tokens.tolist()).encode())
+    for layer, trained_mixer in sorted((trained or {}).items()):
+        digest.update(str(layer).encode())
+        for weight in trained_mixer.state_dict().values():
+            digest.update(weight.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def plot_scores(plan: Plan, path: Path) -> None:
@@ -60,10 +114,9 @@ def plot_scores(plan: Plan, path: Path) -> None:
         len(plan.scores), 1, figsize=(9, 2.6 * len(plan.scores)), layout="constrained", squeeze=False
     )
     place = {layer: rank / max(len(plan.order) - 1, 1) for rank, layer in enumerate(plan.order)}
-    labels = {"kl": "KL, converted alone (nats)", "entropy": "attention entropy (nats)"}
     for axis, (metric, scores) in zip(axes[:, 0], plan.scores.items(), strict=True):
         axis.bar(range(len(scores)), scores, color=[pyplot.cm.viridis(place[layer]) for layer in range(len(scores))])
-        axis.set_ylabel(labels.get(metric, metric))
+        axis.set_ylabel(label(metric).replace(" (", "\n("), fontsize=8)
         if min(scores) > 0 and max(scores) > 30 * min(scores):
             axis.set_yscale("log")
         axis.set_xticks(range(len(scores)))
