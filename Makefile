@@ -11,16 +11,17 @@ ARGS     ?=
 
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEV   := $(VENV)/.installed-dev
 
 .PHONY: serve test check setup model clean
 
 serve: setup
 	$(BIN)/dsla serve $(ARGS)
 
-test: setup model
+test: $(DEV) model
 	$(BIN)/pytest -q $(ARGS)
 
-check: setup
+check: $(DEV)
 	$(BIN)/ruff check src tests
 	$(BIN)/mypy
 
@@ -38,6 +39,11 @@ $(STAMP): pyproject.toml
 	  echo "No NVIDIA GPU found. PyTorch's CPU build saves some GB, where pip would take the CUDA one:"; \
 	  echo "  make $(MAKECMDGOALS) PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu'"; fi
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_ARGS) -e '.[cli,gguf,serve]'
+	@touch $@
+
+# What evaluation and the tests need beside that is several times as much.
+$(DEV): $(STAMP)
 	$(BIN)/python -m pip install $(PIP_ARGS) -e '.[all,dev]'
 	@touch $@
 

@@ -116,7 +116,7 @@ def _floor(model: Any) -> Levels:
 
 def _states(mixers: dict[int, DslaMixer], off: bool) -> None:
     for mixer in mixers.values():
-        mixer.states_off = off
+        mixer.states_off = mixer.all_states if off else frozenset()
 
 
 if __name__ == "__main__":

@@ -31,13 +31,14 @@ LAYERS = (
 )
 """Every unit of the package, lowest first; a unit imports itself and what is below it, and its neighbours as listed."""
 
-NEIGHBOURS = {("sensitivity", "distill"), ("distill", "evals"), ("checkpoint", "storage"), ("from_gguf", "checkpoint")}
+NEIGHBOURS = {("sensitivity", "distill"), ("evals", "distill"), ("checkpoint", "storage"), ("from_gguf", "checkpoint")}
 
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 
 HEAVY = {
     "transformers", "fastapi", "starlette", "uvicorn", "pydantic", "triton", "matplotlib", "typer", "rich", "yaml",
     "zstandard", "gguf", "accelerate", "huggingface_hub", "filelock", "hypothesis", "pytest",
+    "lm_eval", "datasets", "pandas",
 }  # fmt: skip
 
 AT_TOP = {
@@ -45,6 +46,7 @@ AT_TOP = {
     "server": {"fastapi", "starlette", "uvicorn", "pydantic", "pydantic_core", "jinja2"},
     "convert": {"transformers"},
     "sensitivity": {"transformers"},
+    "evals": {"transformers", "lm_eval", "tqdm"},
 }
 """What files of a unit may import at their top beyond the core; the rest is imported where it is used."""
 

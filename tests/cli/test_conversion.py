@@ -44,7 +44,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DSLA_HOME", str(folder / "home"))
         save_model(folder / "model")
-    (folder / "text.txt").write_text(" ".join(SAMPLE) * 60, encoding="utf-8")
+    records = (json.dumps({"text": f"{i} {' '.join(SAMPLE) * 8}"}) for i in range(8))
+    (folder / "text.jsonl").write_text("\n".join(records), encoding="utf-8")
     (folder / "recipe.yaml").write_text(RECIPE)
     (folder / "paper.yaml").write_text(small(RECIPES / "paper.yaml"))
     return folder
@@ -74,12 +75,12 @@ def fail(error: type[DslaError], message: str, *arguments: object) -> None:
 
 
 def test_order_convert_verify_load(base: Path, tmp_path: Path) -> None:
-    common = ["--data", base / "text.txt", "--recipe", base / "recipe.yaml"]
+    common = ["--data", base / "text.jsonl", "--recipe", base / "recipe.yaml"]
     printed = succeed("order", base / "model", *common, "--out", tmp_path / "plan")
-    assert "least sensitive first" in printed and "entropy" in printed
+    assert "least sensitive first" in printed and "entropy: attention entropy (nats)" in printed
     plan = json.loads((tmp_path / "plan" / "plan.json").read_text())
     assert sorted(plan["order"]) == [0, 1, 2, 3]
-    assert (tmp_path / "plan" / "sensitivity.png").exists()
+    assert {path.name for path in (tmp_path / "plan").iterdir()} == {"plan.json", "sensitivity.png"}
 
     plan_file = tmp_path / "plan" / "plan.json"
     printed = succeed("convert", base / "model", *common, "--plan", plan_file, "--out", tmp_path / "adapter")
@@ -98,17 +99,85 @@ def test_order_convert_verify_load(base: Path, tmp_path: Path) -> None:
 
 
 def test_without_a_plan_the_order_is_measured_and_kept(base: Path, tmp_path: Path) -> None:
-    common = ["--data", base / "text.txt", "--recipe", base / "recipe.yaml", "--out", tmp_path / "adapter"]
+    common = ["--data", base / "text.jsonl", "--recipe", base / "recipe.yaml", "--out", tmp_path / "adapter"]
     succeed("convert", base / "model", *common)
     before = (tmp_path / "adapter" / layer_file(0)).read_bytes()
     assert "nothing was trained" in succeed("convert", base / "model", *common)
     assert (tmp_path / "adapter" / layer_file(0)).read_bytes() == before, "a finished conversion is left as it is"
     plan = json.loads((tmp_path / "adapter" / "plan.json").read_text())
-    assert set(plan["scores"]) == {"kl", "entropy"}
+    assert set(plan["scores"]) == {"greedy", "entropy", "outliers", "retrieval"}
+
+
+def test_metrics_are_asked_for_by_name(base: Path, tmp_path: Path) -> None:
+    common = [
+        base / "model",
+        "--data",
+        base / "text.jsonl",
+        "--recipe",
+        base / "recipe.yaml",
+        "--out",
+        tmp_path / "plan",
+    ]
+    succeed("order", *common, "--metric", "kl", "--also", "greedy", "--also", "random")
+    plan = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    assert plan["metric"] == "kl"
+    assert set(plan["scores"]) == {"kl", "greedy", "entropy", "outliers", "retrieval", "random"}
+    assert min(plan["scores"]["greedy"]) == min(plan["scores"]["kl"]) == plan["scores"]["kl"][plan["order"][0]]
+    fail(ConfigError, "recipe.order.metric must be one of kl, greedy", "order", *common, "--metric", "guess")
+    fail(ConfigError, "found 'guess'", "order", *common, "--also", "guess")
+
+
+def test_an_adapter_is_written_in_a_new_order(base: Path, tmp_path: Path) -> None:
+    records = [json.dumps({"text": f"{i} " + " ".join(SAMPLE[::-1] if i % 2 else SAMPLE) * 20}) for i in range(8)]
+    (tmp_path / "text.jsonl").write_text("\n".join(records), encoding="utf-8")
+    text = ["--data", tmp_path / "text.jsonl"]
+    (tmp_path / "random.yaml").write_text(RECIPE.replace("order: {", "order: {metric: random, "))
+    old, new = tmp_path / "old", tmp_path / "new"
+    succeed("convert", base / "model", *text, "--recipe", tmp_path / "random.yaml", "--out", old)
+    (tmp_path / "short.yaml").write_text("order: {windows: 2, seq_len: 32, candidates: 4}")
+    again = [base / "model", *text, "--recipe", tmp_path / "short.yaml", "--adapter", old, "--metric", "greedy"]
+    assert f"in this order to {new}" in " ".join(succeed("order", *again, "--out", new).split())
+    before, after = (json.loads((folder / "plan.json").read_text()) for folder in (old, new))
+    assert after["metric"] == "greedy_trained" and after["mixer"] == before["mixer"]
+    assert before["order"] != after["order"], "or the rest proves nothing"
+    assert "4 of 4 in the plan" in succeed("verify", new, "--model", base / "model")
+    layers = json.loads((new / "manifest.json").read_text())["layers"]
+    assert [int(layer) for layer in layers] == after["order"]
+    assert [before["order"].index(layer) for layer in after["order"]] == [x["trained_at"] for x in layers.values()]
+
+    ids = torch.arange(30).unsqueeze(0)
+    model, _ = dsla.load(base / "model", old, level=4)
+    moved, _ = dsla.load(base / "model", new, level=4)
+    assert torch.equal(moved(ids).logits, model(ids).logits)
+    fail(AdapterError, "holds an adapter already", "order", *again, "--out", new)
+    fail(AdapterError, "holds an adapter already", "order", *again, "--out", old)
+
+    (tmp_path / "two.yaml").write_text(RECIPE + "layers: 2\n")
+    succeed("convert", base / "model", *text, "--recipe", tmp_path / "two.yaml", "--out", tmp_path / "part")
+    again[again.index(old)] = tmp_path / "part"
+    fail(AdapterError, "holds 2 of 4 layers, and only all of them", "order", *again, "--out", tmp_path / "x")
+
+
+def test_text_of_the_teacher_is_written_once_and_mixed_with_other_text(base: Path, tmp_path: Path) -> None:
+    out = tmp_path / "adapter"
+    data = ["--data", f"{base / 'text.jsonl'}=0.5", "--data", "teacher:1500=0.5"]
+    common = [base / "model", *data, "--recipe", base / "recipe.yaml", "--out", out]
+    succeed("convert", *common)
+    files = json.loads((out / "manifest.json").read_text())["made_from"]["files"]
+    assert [(file["name"], file["weight"]) for file in files] == [("text.jsonl", 0.5), ("teacher-text.jsonl", 0.5)]
+    before = (out / "teacher-text.jsonl").stat().st_mtime_ns
+    assert "nothing was trained" in succeed("convert", *common)
+    assert (out / "teacher-text.jsonl").stat().st_mtime_ns == before
+    common[2] = f"{base / 'text.jsonl'}=0.6"
+    fail(AdapterError, "other settings (files)", "convert", *common)
+    common[2] = str(base / "text.jsonl")
+    fail(DataError, "text.jsonl has no weight, but other data has", "convert", *common)
+    common[1:5] = ["--data", "teacher:200"]
+    fail(DataError, "needs 320 tokens of the teacher, --data asks for teacher:200", "convert", *common)
 
 
 def test_papers_layer_runs_through_the_chain(base: Path, tmp_path: Path) -> None:
-    common = ["--data", base / "text.txt", "--recipe", base / "paper.yaml", "--out", tmp_path / "adapter"]
+    common = ["--data", base / "text.jsonl", "--recipe", base / "paper.yaml", "--out", tmp_path / "adapter"]
     succeed("convert", base / "model", *common)
     assert "not foldable" in succeed("verify", tmp_path / "adapter", "--model", base / "model")
     model, _ = dsla.load(base / "model", tmp_path / "adapter", level=4)
@@ -121,14 +190,14 @@ def test_bad_input_is_named(base: Path, tmp_path: Path) -> None:
     (tmp_path / "binary.txt").write_bytes(b"\x00\xff\xfe\x80" * 100)
     fail(DataError, "empty", "convert", base / "model", "--data", tmp_path / "empty.txt", *out)
     fail(DataError, "binary", "convert", base / "model", "--data", tmp_path / "binary.txt", *out)
-    fail(DataError, "the recipe needs", "convert", base / "model", "--data", base / "text.txt", *out)
-    fail(ModelError, "", "convert", tmp_path / "no-model", "--data", base / "text.txt", *out)
+    fail(DataError, "the recipe needs", "convert", base / "model", "--data", base / "text.jsonl", *out)
+    fail(ModelError, "", "convert", tmp_path / "no-model", "--data", base / "text.jsonl", *out)
     fail(AdapterError, "no adapter at", "verify", tmp_path / "nothing", "--model", base / "model")
     assert not (tmp_path / "out" / "manifest.json").exists()
 
     plan = {"teacher": {"name": "other", "sha256": "1" * 64, "n_layers": 4}, "order": [0]}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    common = ["--data", base / "text.txt", "--recipe", base / "recipe.yaml", "--plan", tmp_path / "plan.json", *out]
+    common = ["--data", base / "text.jsonl", "--recipe", base / "recipe.yaml", "--plan", tmp_path / "plan.json", *out]
     fail(PlanError, "was made for other", "convert", base / "model", *common)
     plan["order"] = [7]
     (tmp_path / "plan.json").write_text(json.dumps(plan))
@@ -138,7 +207,7 @@ def test_bad_input_is_named(base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("verb", ["order", "convert", "verify", "generate", "serve"])
 @pytest.mark.parametrize("family", ["gpt_neox", "mamba"])
 def test_unknown_family_is_named(base: Path, tmp_path: Path, verb: str, family: str) -> None:
-    model, data = copy_model(base, tmp_path / "m"), ["--data", base / "text.txt", "--out", tmp_path / "out"]
+    model, data = copy_model(base, tmp_path / "m"), ["--data", base / "text.jsonl", "--out", tmp_path / "out"]
     if family == "mamba":
         MambaConfig(num_hidden_layers=4).save_pretrained(model)
     else:
@@ -187,7 +256,7 @@ def test_everything_given_is_checked_before_the_model_is_loaded(
     monkeypatch.setattr(sys.modules["dsla.convert.load"], "load_model", lambda *a, **k: pytest.fail("it was loaded"))
     (tmp_path / "EMPTY").mkdir()
     (tmp_path / "FILE").write_text("")
-    given = {"model": base / "model", "--data": base / "text.txt", "--out": tmp_path / "out", "--device": "cpu"}
+    given = {"model": base / "model", "--data": base / "text.jsonl", "--out": tmp_path / "out", "--device": "cpu"}
     for key, value in changed.items():
         if ":" in value and key == "--recipe":
             (tmp_path / "r.yaml").write_text(value)
@@ -218,12 +287,12 @@ def test_what_a_conversion_is_given_is_checked_before_the_model_is_loaded(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "layers.yaml").write_text("layers: 9")
     (tmp_path / "long.yaml").write_text("data: {seq_len: 4097, valid_tokens: 4097}\ntrain: {batch_tokens: 4097}")
-    fail(error, message, "convert", base / "model", "--data", base / "text.txt", "--out", tmp_path / "out", *options)
+    fail(error, message, "convert", base / "model", "--data", base / "text.jsonl", "--out", tmp_path / "out", *options)
 
 
 def test_context_of_the_model_does_not_bind_what_is_not_used(base: Path, tmp_path: Path) -> None:
     (tmp_path / "long.yaml").write_text(RECIPE.replace("order: {windows: 2, seq_len: 32}", "order: {seq_len: 9999}"))
     plan = json.dumps({"teacher": {"name": "tiny", "sha256": model_hash(base / "model"), "n_layers": 4}, "order": [1]})
     (tmp_path / "plan.json").write_text(plan)
-    common = ["--data", base / "text.txt", "--recipe", tmp_path / "long.yaml", "--plan", tmp_path / "plan.json"]
+    common = ["--data", base / "text.jsonl", "--recipe", tmp_path / "long.yaml", "--plan", tmp_path / "plan.json"]
     succeed("convert", base / "model", *common, "--out", tmp_path / "out")

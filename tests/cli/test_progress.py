@@ -9,7 +9,7 @@ from rich.console import Console
 
 from dsla.cli import training
 from dsla.cli.progress import ChainProgress
-from dsla.cli.training import Bars
+from dsla.cli.training import Bars, TimeLeft
 from dsla.distill.chain import Progress
 
 
@@ -52,3 +52,14 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = show(events, monkeypatch, terminal=True)
     assert "train, layer 7" in shown and "8/9" in shown and "0/2" in shown
     assert "about 0:00:10 left" in shown
+
+
+def test_time_left_follows_the_last_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    left, shown = TimeLeft(), []
+    for done in range(1, 101):
+        now[0] += 0.001 if done <= 50 else 6.0
+        shown.append(left(done, 180))
+    assert shown[0] == ""
+    assert shown[99] == "about 0:08:00 left", "parts found done already do not count"

@@ -277,14 +277,40 @@ def test_empty_states_have_no_weight_even_beside_very_small_attention() -> None:
     assert_same(y[0, 0], v[0, 0].repeat_interleave(2, 0))
 
 
-def test_states_off_is_window_and_sinks_alone() -> None:
-    mixer, inputs = make_mixer(CONFIGS["default"]), make_inputs(30)
-    with_states = mixer.prefill(*inputs)[0]
-    mixer.states_off = True
-    without = mixer.prefill(*inputs)[0]
+@pytest.mark.parametrize("name", ["default", "state normaliser"])
+def test_without_states_window_and_sinks_are_left(name: str) -> None:
+    mixer, inputs = make_mixer(CONFIGS[name]), make_inputs(30)
+    with_states, memory = mixer.prefill(*inputs)
+    mixer.states_off = mixer.all_states
+    without, same_memory = mixer.prefill(*inputs)
     assert_same(without[:, :7], with_states[:, :7])
     assert not torch.allclose(without[:, 8:], with_states[:, 8:])
     assert_same(run_steps(mixer, *inputs)[0], without)
+    assert torch.equal(memory["states"], same_memory["states"])
+    _, q, k, v = inputs
+    t, near = 29, [0, 1, 25, 26, 27, 28, 29]
+    weights = (q[0, t, 3] @ k[0, near, 1].T * 6**-0.5).softmax(-1)
+    assert_same(without[0, t, 3], weights @ v[0, near, 1])
+
+
+@pytest.mark.parametrize("name", ["default", "state normaliser", "state normaliser, no window", "paper"])
+def test_a_state_left_out_is_not_read(name: str) -> None:
+    mixer, inputs = make_mixer(CONFIGS[name]), make_inputs(1)
+    memory = make_mixer(CONFIGS[name]).prefill(*make_inputs(30, seed=1))[1]
+    emptied = {**memory, "states": memory["states"].clone()}
+    emptied["states"][:, 0] = 0
+    lengths = torch.tensor([30])
+    both = mixer.prefill(*inputs, memory, lengths)[0]
+    left_out = run_without(mixer, 0, inputs, memory, lengths)
+    assert not torch.allclose(left_out, both)
+    assert_same(run_without(mixer, 0, inputs, emptied, lengths), left_out)
+
+
+def run_without(mixer: DslaMixer, state: int, inputs, memory, lengths):  # type: ignore[no-untyped-def]
+    mixer.states_off = frozenset([state])
+    y = mixer.prefill(*inputs, memory, lengths)[0]
+    mixer.states_off = frozenset()
+    return y
 
 
 def test_state_spec_counts_bytes() -> None:

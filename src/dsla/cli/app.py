@@ -12,7 +12,7 @@ from dsla.errors import DslaError
 if TYPE_CHECKING:
     import typer
 
-VERBS = ("fetch", "order", "convert", "verify", "generate", "serve", "demo")
+VERBS = ("fetch", "order", "convert", "refine", "verify", "eval", "generate", "serve", "demo")
 """Each is a module `dsla.cli.<verb>` with a function of the same name, whose docstring is the verb's help.
 
 Their modules import typer and errors at the top, and what is heavy inside the function: `dsla --help` reads every one.

@@ -1,8 +1,8 @@
 """The adapter: what conversion produced, kept next to the teacher's weights. A folder of JSON and safetensors, nothing else.
 
 plan.json               order, scores, mixer settings, the teacher's name and hash
-layer-NN.safetensors    feature maps, deltas (bf16), gates and mixing weights (fp32) of one converted layer
-manifest.json           hash of every layer file, and how it was made: data, tokens, losses, seeds, hardware, time
+layer-NN*.safetensors   feature maps, deltas (bf16), gates and mixing weights (fp32) of one converted layer
+manifest.json           name and hash of every layer file, and how it was made: data, tokens, losses, seeds, hardware, time
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ class Adapter:
         return sum(p.numel() * p.element_size() for mixer in self.mixers.values() for p in mixer.parameters())
 
 
-def layer_file(layer: int) -> str:
-    """Name of a layer's file."""
-    return f"layer-{layer:02d}.safetensors"
+def layer_file(layer: int, stage: str = "") -> str:
+    """Name of the file of a layer's weights, as the chain or a later stage left them."""
+    return f"layer-{layer:02d}{stage and '.' + stage}.safetensors"
 
 
 def stored_weights(mixer: DslaMixer) -> dict[str, Tensor]:
-    """A mixer's weights in the dtypes they are kept in: gates and mixing weights fp32, the rest bf16."""
+    """A copy of a mixer's weights in the dtypes they are kept in: gates and mixing weights fp32, the rest bf16."""
     return {
-        name: tensor.detach().to(torch.float32 if name.startswith(_FULL_PRECISION) else torch.bfloat16)
+        name: tensor.detach().to(torch.float32 if name.startswith(_FULL_PRECISION) else torch.bfloat16, copy=True)
         for name, tensor in mixer.state_dict().items()
     }
 
@@ -90,6 +90,47 @@ def save_layer(directory: Path, layer: int, mixer: DslaMixer, record: dict[str, 
         raise AdapterError(
             f"cannot save layer {layer} to {directory}: {error.strerror or error}; earlier layers are intact"
         ) from error
+
+
+def save_stage(directory: Path, record: dict[str, Any], mixers: dict[int, DslaMixer]) -> None:
+    """Puts the weights of a stage that trained several layers together in the place of those before it, all or none.
+
+    Args:
+        directory: the adapter's folder.
+        record: what the manifest says of the stage; its `name` becomes part of the files' names.
+        mixers: layer -> trained mixer; none if the stage's weights were not taken.
+
+    Raises:
+        AdapterError: if the disk does not take it; the adapter stays as it was.
+    """
+    try:
+        manifest = read_manifest(directory)
+        for layer, mixer in mixers.items():
+            path = directory / layer_file(layer, record["name"])
+            write_tensors(path, stored_weights(mixer))
+            manifest["layers"][str(layer)] |= {"sha256": sha256(path), "file": path.name}
+        manifest["stages"] = [*manifest.get("stages", []), record]
+        write_json(directory / "manifest.json", manifest)
+        remove_unlisted(directory)
+    except OSError as error:
+        raise AdapterError(
+            f"cannot save stage {record['name']} to {directory}: {error.strerror or error}; the adapter is as it was"
+        ) from error
+
+
+def remove_unlisted(directory: Path) -> None:
+    """Removes layer files the manifest does not name: those a later stage has replaced."""
+    for name in _unlisted(directory, read_manifest(directory)["layers"]):
+        (directory / name).unlink()
+
+
+def _unlisted(directory: Path, layers: dict[str, Any]) -> set[str]:
+    listed = {_file_of(layer, entry) for layer, entry in layers.items()}
+    return {file.name for file in directory.glob("layer-*.safetensors")} - listed
+
+
+def _file_of(layer: str, entry: dict[str, Any]) -> str:
+    return str(entry.get("file", layer_file(int(layer))))
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -151,7 +192,8 @@ def load_adapter(
     mixers: dict[int, DslaMixer] = {}
     for layer in plan.order[: len(layers)]:
         mixer = DslaMixer(plan.mixer, shape)
-        _load_layer(directory / layer_file(layer), layers[str(layer)]["sha256"], mixer)
+        entry = layers[str(layer)]
+        _load_layer(directory / _file_of(str(layer), entry), entry["sha256"], mixer)
         mixers[layer] = cast(mixer, dtype).to(device).eval().requires_grad_(False)
     return Adapter(plan, mixers, directory)
 
@@ -188,9 +230,7 @@ def _checked_layers(directory: Path, plan: Plan) -> dict[str, Any]:
                 f"the manifest lists layers {', '.join(layers)}"
             )
     # A conversion under way may have written a layer it has not listed yet.
-    unlisted = {file.name for file in directory.glob("layer-*.safetensors")} - {
-        layer_file(int(layer)) for layer in layers
-    }
+    unlisted = _unlisted(directory, layers)
     if len(layers) > len(plan.order) or (unlisted and not (directory / "progress").is_dir()):
         what = f"{min(unlisted)} is there but not listed" if unlisted else "more layers are listed than the plan orders"
         raise AdapterError(f"{directory}: plan.json or manifest.json was edited: {what}")

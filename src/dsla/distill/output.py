@@ -14,7 +14,8 @@ import torch
 
 from dsla.convert.adapter import FORMAT, Adapter, load_adapter, read_manifest
 from dsla.convert.plan import Plan
-from dsla.distill.data import text_files
+from dsla.distill import parallel
+from dsla.distill.data import Source, source_files
 from dsla.distill.recipe import Recipe
 from dsla.errors import AdapterError
 from dsla.families import attention_shape
@@ -22,7 +23,7 @@ from dsla.mixers import DslaMixer
 from dsla.storage import sha256, write_json
 
 
-def resume(out: Path, plan: Plan, recipe: Recipe, data: Sequence[Path], model: Any) -> dict[int, DslaMixer] | None:
+def resume(out: Path, plan: Plan, recipe: Recipe, data: Sequence[Source], model: Any) -> dict[int, DslaMixer] | None:
     """The layers an earlier call finished, or None if there was none.
 
     Training settings may differ from the earlier call's, which bind nothing that is finished; so may the number of layers.
@@ -31,7 +32,7 @@ def resume(out: Path, plan: Plan, recipe: Recipe, data: Sequence[Path], model: A
         out: the adapter's folder.
         plan: with the recipe's mixer, and the order that is wanted.
         recipe: what is asked for now.
-        data: text files and folders.
+        data: where the training text comes from.
         model: the teacher.
 
     Raises:
@@ -54,21 +55,21 @@ def resume(out: Path, plan: Plan, recipe: Recipe, data: Sequence[Path], model: A
     return _load(out, longer, model).mixers
 
 
-def begin(out: Path, plan: Plan, recipe: Recipe, data: Sequence[Path], model: Any) -> None:
+def begin(out: Path, plan: Plan, recipe: Recipe, data: Sequence[Source], model: Any) -> None:
     """Prepares a new folder: the plan, and a manifest without layers.
 
     Args:
         out: the adapter's folder, created if needed.
         plan: with the recipe's mixer.
         recipe: what is asked for.
-        data: text files and folders.
+        data: where the training text comes from.
         model: the teacher.
 
     Raises:
         AdapterError: if it cannot be written.
     """
     _make(out, plan)
-    manifest = {"format": FORMAT, "layers": {}, "made_from": _made_from(recipe, data), "made_on": _made_on(model)}
+    manifest = {"format": FORMAT, "layers": {}, "made_from": _made_from(recipe, data), "made_on": made_on(model)}
     try:
         write_json(out / "manifest.json", manifest)
     except OSError as error:
@@ -81,6 +82,8 @@ def _load(out: Path, plan: Plan, model: Any) -> Adapter:
 
 
 def _make(out: Path, plan: Plan) -> None:
+    if not parallel.leads():
+        return
     try:
         (out / "progress").mkdir(parents=True, exist_ok=True)
         for stale in out.glob(".*.tmp"):
@@ -90,16 +93,22 @@ def _make(out: Path, plan: Plan) -> None:
         raise AdapterError(f"cannot write to {out}: {error.strerror or error}") from error
 
 
-def _made_from(recipe: Recipe, data: Sequence[Path]) -> dict[str, Any]:
+def _made_from(recipe: Recipe, data: Sequence[Source]) -> dict[str, Any]:
     return {
         "mixer": dataclasses.asdict(recipe.mixer),
         "data": dataclasses.asdict(recipe.data),
         "seed": recipe.seed,
-        "files": [{"name": path.name, "sha256": sha256(path)} for path in text_files(data)],
+        "files": files_read(data),
     }
 
 
-def _made_on(model: Any) -> dict[str, Any]:
+def files_read(data: Sequence[Source]) -> list[dict[str, Any]]:
+    """What the manifest says of the text: every file's name, hash and weight."""
+    return [{"name": path.name, "sha256": sha256(path), "weight": weight} for path, weight in source_files(data)]
+
+
+def made_on(model: Any) -> dict[str, Any]:
+    """What the manifest says of where and when training began."""
     parameter = next(model.parameters())
     cuda = parameter.device.type == "cuda"
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,20 +11,29 @@ from dsla.errors import ConfigError
 from dsla.mixers import DslaConfig
 from dsla.schema import from_data
 
+ORDER_METRICS = ("kl", "greedy", "entropy", "outliers", "retrieval", "random")
+"""Names of the metrics; `dsla.sensitivity.METRICS` holds what they do."""
+
 
 @dataclass(frozen=True)
 class OrderSettings:
     """How the order of the layers is found.
 
     Attributes:
-        metric: `kl` (measured on converting one layer at a time) or `entropy` (the paper's).
-        windows: windows of text it is averaged over.
+        metric: `kl` (measured on converting one layer at a time), `greedy` (measured, given the layers converted before),
+            `entropy` (of attention; the paper's), `outliers` (among weights and what meets them), `retrieval` (attention
+            that copies a needle), or `random`.
+        also: further metrics whose scores are recorded; those that cost little always are.
+        windows: windows of text they are averaged over.
         seq_len: tokens a window.
+        candidates: layers the greedy search tries for each place.
     """
 
-    metric: str = "kl"
+    metric: str = "greedy"
+    also: tuple[str, ...] = ()
     windows: int = 8
     seq_len: int = 1024
+    candidates: int = 4
 
 
 @dataclass(frozen=True)
@@ -31,9 +41,9 @@ class DataSettings:
     """What text a layer is trained on.
 
     Attributes:
-        seq_len: tokens a window.
-        tokens: training tokens.
-        valid_tokens: further tokens, never trained on, for the reported errors.
+        seq_len: tokens of the longest rows; what is left of a document, and shorter ones, make shorter rows.
+        tokens: training tokens; fewer by less than a batch may be used.
+        valid_tokens: further tokens, of other documents, for the reported errors.
     """
 
     seq_len: int = 2048
@@ -65,6 +75,50 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
+class StageSettings:
+    """Training all converted layers together against the teacher's logits, at levels drawn anew each step.
+
+    Attributes:
+        name: of the stage, part of its files' names.
+        tokens: training tokens.
+        seq_len: tokens of the longest rows.
+        batch_tokens: tokens an optimiser step; half of its rows go to the highest level, half to the drawn one.
+        valid_tokens: held-out tokens on which the weights before and after are compared.
+        lr: peak learning rate (AdamW, cosine to a tenth).
+        warmup: share of the steps the rate rises over.
+        grad_clip: largest gradient norm.
+        on_policy: share of the steps whose text the model continues itself, at the highest level.
+        checks: how many levels, spread evenly up to the highest, are compared.
+        tolerance: the stage's weights are dropped if perplexity grows by more than this share at any level compared.
+    """
+
+    name: str = "nested"
+    tokens: int = 524_288
+    seq_len: int = 1024
+    batch_tokens: int = 2048
+    valid_tokens: int = 8_192
+    lr: float = 0.0003
+    warmup: float = 0.05
+    grad_clip: float = 1.0
+    on_policy: float = 0.0
+    checks: int = 8
+    tolerance: float = 0.005
+
+    def __post_init__(self) -> None:
+        where = f"recipe.stages, stage {self.name!r}"
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", self.name):
+            raise ConfigError(f"{where}: a name is made of small letters, digits and '-', and starts with a letter")
+        if min(self.seq_len, self.checks) < 1 or min(self.tokens, self.batch_tokens, self.valid_tokens) < self.seq_len:
+            raise ConfigError(
+                f"{where}: tokens, batch_tokens and valid_tokens must be at least seq_len, checks at least 1"
+            )
+        if not (0 < self.lr < math.inf and 0 < self.grad_clip < math.inf and 0 <= self.tolerance < math.inf):
+            raise ConfigError(f"{where}: lr and grad_clip must be above 0, tolerance at least 0")
+        if not (0 <= self.warmup <= 1 and 0 <= self.on_policy <= 1):
+            raise ConfigError(f"{where}: warmup and on_policy are shares, from 0 to 1")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A conversion.
 
@@ -72,7 +126,8 @@ class Recipe:
         mixer: settings of the converted layers.
         order: how the order is found, where no plan is given.
         data: text.
-        train: optimisation.
+        train: optimisation of a layer.
+        stages: trainings of all layers together, after the chain, one after the other.
         layers: how many layers of the order are converted, 0 = all.
         seed: of data order and initial weights.
     """
@@ -81,14 +136,24 @@ class Recipe:
     order: OrderSettings = field(default_factory=OrderSettings)
     data: DataSettings = field(default_factory=DataSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    stages: tuple[StageSettings, ...] = ()
     layers: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.order.metric not in ("kl", "entropy"):
-            raise ConfigError(f"recipe.order.metric must be kl or entropy, found {self.order.metric!r}")
+        for key, names in (("metric", (self.order.metric,)), ("also", self.order.also)):
+            for name in names:
+                if name not in ORDER_METRICS:
+                    raise ConfigError(f"recipe.order.{key} must be one of {', '.join(ORDER_METRICS)}, found {name!r}")
+        if self.order.candidates < 1:
+            raise ConfigError(f"recipe.order.candidates must be at least 1, found {self.order.candidates}")
         if self.data.tokens < self.data.seq_len or self.data.valid_tokens < self.data.seq_len:
             raise ConfigError(f"recipe.data: tokens and valid_tokens must be at least seq_len ({self.data.seq_len})")
+        stages = [stage.name for stage in self.stages]
+        if len(set(stages)) < len(stages):
+            raise ConfigError(f"recipe.stages: two stages have the name {max(stages, key=stages.count)!r}")
+        if self.data.tokens < self.train.batch_tokens:
+            raise ConfigError(f"recipe.data.tokens must be at least train.batch_tokens ({self.train.batch_tokens})")
         if self.train.batch_tokens < self.data.seq_len:
             raise ConfigError(f"recipe.train.batch_tokens must be at least data.seq_len ({self.data.seq_len})")
         if min(self.train.epochs, self.order.windows, self.order.seq_len, self.data.seq_len) < 1 or self.layers < 0:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dsla.errors import ModelError
-from dsla.families import family_of
+from dsla.families import context_length, family_of
 
 
 class Trunk:
@@ -39,24 +39,35 @@ class Trunk:
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self._embed, self._norm = model.get_submodule(family.embed), model.get_submodule(family.norm)
-        self._rotary = model.get_decoder().rotary_emb
-        self._positions: dict[int, tuple[Tensor, Tensor]] = {}
+        positions = torch.arange(context_length(model.config), device=self.device).unsqueeze(0)
+        rotary = model.get_decoder().rotary_emb
+        self._tables: tuple[Tensor, Tensor] = rotary(torch.zeros(1, device=self.device, dtype=self.dtype), positions)
 
-    def position(self, length: int) -> tuple[Tensor, Tensor]:
-        """Cos and sin of the rotary embedding of positions 0 to `length` - 1, `[1, length, D]` in the model's dtype."""
-        if length not in self._positions:
-            positions = torch.arange(length, device=self.device).unsqueeze(0)
-            self._positions[length] = self._rotary(torch.zeros(1, device=self.device, dtype=self.dtype), positions)
-        return self._positions[length]
+    def position(self, length: int, shift: int = 0) -> tuple[Tensor, Tensor]:
+        """Cos and sin of the rotary embedding of `length` positions from `shift` on, `[1, length, R]` in the model's dtype."""
+        cos, sin = self._tables
+        return cos[:, shift : shift + length], sin[:, shift : shift + length]
+
+    def draw_shift(self, length: int, generator: torch.Generator) -> int:
+        """A position for rows of `length` tokens to begin at, anywhere in the context, earlier ones more often.
+
+        Softmax attention reads distances alone, so the teacher is the same at every shift. Features, gates and mixing
+        weights read rotated queries and keys, and know only the angles they were trained on.
+        """
+        share = float(torch.rand(1, generator=generator)) ** 2
+        return int(share * (self._tables[0].shape[1] - length + 1))
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids `[B, T]` int64 as inputs `[B, T, hidden]` of layer 0."""
         embedded: Tensor = self._embed(tokens.to(self.device))
         return embedded
 
-    def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """Inputs `[B, T, hidden]` of layer `start` through to those of layer `stop` (default: behind the last)."""
-        position = self.position(x.shape[1])
+    def run(self, x: Tensor, start: int = 0, stop: int | None = None, shift: int = 0) -> Tensor:
+        """Inputs `[B, T, hidden]` of layer `start` through to those of layer `stop` (default: behind the last).
+
+        The first token is at position `shift`.
+        """
+        position = self.position(x.shape[1], shift)
         for layer in self.layers[start:stop]:
             x = layer(x, position_embeddings=position, attention_mask=None)
         return x

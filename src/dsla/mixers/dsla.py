@@ -40,12 +40,12 @@ class DslaMixer(nn.Module):
         shape: sizes of the attention layer.
 
     Attributes:
-        states_off: read nothing from the states: window and sinks only, the floor an adapter must beat.
+        states_off: states nothing is read from; with all of them, window and sinks only, the floor an adapter must beat.
     """
 
     def __init__(self, config: DslaConfig, shape: AttentionShape) -> None:
         super().__init__()
-        self.config, self.shape, self.states_off = config, shape, False
+        self.config, self.shape, self.states_off = config, shape, frozenset[int]()
         heads, groups, dim = shape.n_heads, shape.n_kv_heads, shape.head_dim
         self.width = config.feature_width(dim)
         feature_map = FEATURE_MAPS[config.feature_map]
@@ -60,6 +60,11 @@ class DslaMixer(nn.Module):
         self.mixing = Mixing(config, heads, dim, self.width)
         self.q_delta = LowRank(shape.hidden_size, heads * dim, config.delta_rank)
         self.o_delta = LowRank(heads * dim, shape.hidden_size, config.delta_rank)
+
+    @property
+    def all_states(self) -> frozenset[int]:
+        """Indices of all its states, for `states_off`."""
+        return frozenset(range(self.config.n_states))
 
     def state_spec(self, dtype: torch.dtype) -> StateSpec:
         """Memory of one request; `dtype` is the KV cache's, which window and sinks share."""

@@ -36,7 +36,11 @@ class Mixing(nn.Module):
         self.weight = nn.Parameter(torch.zeros(heads, dim, parts)) if config.mixing == "query" else None
 
     def forward(
-        self, q: Tensor, reads: Tensor, local: tuple[Tensor, Tensor] | None, states_off: bool = False
+        self,
+        q: Tensor,
+        reads: Tensor,
+        local: tuple[Tensor, Tensor] | None,
+        states_off: frozenset[int] = frozenset(),
     ) -> Tensor:
         """The output of the layer's heads.
 
@@ -44,13 +48,14 @@ class Mixing(nn.Module):
             q: queries `[B, T, H, D]`.
             reads: reads of the states `[B, T, S, H, V]`; with a normaliser, the last column holds the sum of weights.
             local: output `[B, T, H, D]` and log normaliser `[B, T, H]` of window and sinks, or None.
-            states_off: leave the states out.
+            states_off: states whose reads are left out, as if they held nothing.
 
         Returns:
             `[B, T, H, D]` in the dtype of `reads`.
         """
         if states_off:
-            return torch.zeros_like(reads[:, :, 0, :, : q.shape[-1]]) if local is None else local[0]
+            off = torch.tensor([state in states_off for state in range(reads.shape[2])], device=reads.device)
+            reads = reads.masked_fill(off.view(-1, 1, 1), 0.0)
         logits = self.bias.to(reads.dtype)
         if self.weight is not None:
             logits = logits + torch.einsum("bthd,hdp->bthp", q.to(reads.dtype), self.weight.to(reads.dtype))
@@ -58,14 +63,18 @@ class Mixing(nn.Module):
         if self.config.normalizer == "none":
             return (logits.softmax(2).unsqueeze(-1) * reads).sum(2)
         if self.config.normalizer == "shared":
-            weighted = (logits.clamp(-_MAX_LOG_WEIGHT, _MAX_LOG_WEIGHT).exp().unsqueeze(-1) * reads).sum(2)
+            factors = logits.clamp(-_MAX_LOG_WEIGHT, _MAX_LOG_WEIGHT).exp().unsqueeze(-1).unbind(2)
+            first, *others = reads.unbind(2)
+            weighted = factors[0] * first
+            for factor, read in zip(factors[1:], others, strict=True):
+                weighted = torch.addcmul(weighted, factor, read)
             held, total = weighted[..., -1] > _TINY, weighted[..., -1].clamp_min(_TINY)
-            mean = weighted[..., :-1] / total.unsqueeze(-1)
             if local is None:
-                return mean
+                return weighted[..., :-1] / total.unsqueeze(-1)
             # States that hold nothing get no weight, however small that of window and sinks is.
-            near = torch.where(held, torch.sigmoid(local[1] - total.log()), 1.0).unsqueeze(-1)
-            return near * local[0] + (1 - near) * mean
+            near = torch.where(held, torch.sigmoid(local[1] - total.log()), 1.0)
+            far = ((1 - near) / total).unsqueeze(-1)
+            return torch.addcmul(near.unsqueeze(-1) * local[0], far, weighted[..., :-1])
         total = reads[..., -1]
         parts, holds = reads[..., :-1] / total.clamp_min(_TINY).unsqueeze(-1), total > _TINY
         if local is not None:

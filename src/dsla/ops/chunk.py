@@ -57,20 +57,24 @@ def chunk_dsla(
         return q.new_zeros((batch, tokens, n_states, heads, v_width), dtype=dtype), start
 
     layout = _ChunkLayout.of(lengths, VECTOR_CHUNK if vector else SCALAR_CHUNK, q.device)
-    # [chunks, G, R, C, K], [chunks, 1, G, C, K], [chunks, 1, G, C, V], [chunks, S, G, C, K | 1]
+    # [chunks, G, R, C, K], [chunks, G, C, K], [chunks, G, C, V], [chunks, G, S, C, K | 1]
     q_c = layout.split(q.to(dtype).flatten(0, 1)).unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4)
-    k_c = layout.split(k.to(dtype).flatten(0, 1)).transpose(1, 2).unsqueeze(1)
-    v_c = layout.split(v.to(dtype).flatten(0, 1)).transpose(1, 2).unsqueeze(1)
-    g_c = layout.split(log_g.to(dtype).flatten(0, 1)).permute(0, 2, 3, 1, 4)
+    k_c = layout.split(k.to(dtype).flatten(0, 1)).transpose(1, 2)
+    v_c = layout.split(v.to(dtype).flatten(0, 1)).transpose(1, 2)
+    g_c = layout.split(log_g.to(dtype).flatten(0, 1)).permute(0, 3, 2, 1, 4)
     o, final = (_vector if vector else _scalar)(q_c, k_c, v_c, g_c, start, layout)
-    # [chunks, S, G, R, C, V] -> [B, T, S, H, V]
-    o = layout.join(o.permute(0, 4, 1, 2, 3, 5).flatten(3, 4))
+    # [chunks, G, S, R, C, V] -> [B, T, S, H, V]
+    o = layout.join(o.permute(0, 4, 2, 1, 3, 5).flatten(3, 4))
     return o.view(batch, tokens, n_states, heads, v_width), final
 
 
 @dataclass(frozen=True)
 class _ChunkLayout:
-    """Which tokens make up which chunk: chunks never cross a sequence; the last one of a sequence may be short."""
+    """Which tokens make up which chunk: chunks never cross a sequence; the last one of a sequence may be short.
+
+    `ranks` are the first chunks of all sequences, the second ones, and so on, each with its sequence; none where every
+    sequence has as many.
+    """
 
     index: Tensor | None
     inverse: Tensor | None
@@ -82,10 +86,11 @@ class _ChunkLayout:
         counts = [-(-length // size) for length in lengths]
         first = [sum(counts[:n]) for n in range(len(counts))]
         ranks = []
-        for rank in range(max(counts)):
-            sequences = [n for n, count in enumerate(counts) if count > rank]
-            chunks = [first[n] + rank for n in sequences]
-            ranks.append((torch.tensor(chunks, device=device), torch.tensor(sequences, device=device)))
+        if len(set(counts)) > 1:
+            for rank in range(max(counts)):
+                sequences = [n for n, count in enumerate(counts) if count > rank]
+                chunks = [first[n] + rank for n in sequences]
+                ranks.append((torch.tensor(chunks, device=device), torch.tensor(sequences, device=device)))
         if all(length % size == 0 for length in lengths):
             return cls(None, None, size, tuple(ranks))
         total = sum(lengths)
@@ -110,17 +115,19 @@ class _ChunkLayout:
         return x if self.inverse is None else x.index_select(0, self.inverse)
 
     def scan(self, start: Tensor, decay: Tensor, increment: Tensor) -> tuple[Tensor, Tensor]:
-        """Carries `start` `[N, S, G, K, V]` through the chunks: the state before each chunk, and after the last."""
+        """Carries `start` `[N, ...]` through chunks `[chunks, ...]`: the state before each chunk, and after the last."""
         state, before = start, []
-        for chunks, sequences in self.ranks:
-            if len(sequences) == len(state):
+        if not self.ranks:
+            steps = zip(*(x.unflatten(0, (len(start), -1)).unbind(1) for x in (decay, increment)), strict=True)
+            for kept, added in steps:
                 before.append(state)
-                state = torch.addcmul(increment.index_select(0, chunks), state, decay.index_select(0, chunks))
-            else:
-                current = state.index_select(0, sequences)
-                before.append(current)
-                moved = torch.addcmul(increment.index_select(0, chunks), current, decay.index_select(0, chunks))
-                state = state.index_copy(0, sequences, moved)
+                state = torch.addcmul(added, state, kept)
+            return torch.stack(before, 1).flatten(0, 1), state
+        for chunks, sequences in self.ranks:
+            current = state.index_select(0, sequences)
+            before.append(current)
+            moved = torch.addcmul(increment.index_select(0, chunks), current, decay.index_select(0, chunks))
+            state = state.index_copy(0, sequences, moved)
         order = torch.cat([chunks for chunks, _ in self.ranks])
         return torch.cat(before).index_select(0, torch.argsort(order)), state
 
@@ -128,31 +135,41 @@ class _ChunkLayout:
 def _scalar(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor, start: Tensor, layout: _ChunkLayout
 ) -> tuple[Tensor, Tensor]:
+    # Query heads are rows of the products and states their columns (or rows), so that no operand is repeated.
     # fp64 sums: a difference of two large sums of extreme gates would lose the small gates between them.
     total = log_g.squeeze(-1).double().cumsum(-1)
     causal = torch.ones(layout.size, layout.size, dtype=torch.bool, device=q.device).tril()
     between = (total.unsqueeze(-1) - total.unsqueeze(-2)).to(q.dtype).masked_fill(~causal, -torch.inf).exp()
     from_start = total.to(q.dtype).exp()
     to_end = (total[..., -1:] - total).to(q.dtype).exp()
+    share, n_states = q.shape[2], log_g.shape[2]
+    rows = q.flatten(2, 3)
 
-    increment = k.transpose(-1, -2) @ (v * to_end.unsqueeze(-1))
-    before, final = layout.scan(start, from_start[..., -1:].unsqueeze(-1), increment)
-    scores = q @ k.transpose(-1, -2).squeeze(1).unsqueeze(2)
-    inside = (scores.unsqueeze(1) * between.unsqueeze(3)) @ v.unsqueeze(3)
-    carried = (q.unsqueeze(1) @ before.unsqueeze(3)) * from_start.unsqueeze(3).unsqueeze(-1)
-    return inside + carried, final
+    # States as [N, G, K, S, V] and [chunks, G, K, S, V].
+    scaled = v.unsqueeze(3) * to_end.transpose(2, 3).unsqueeze(-1)
+    increment = (k.transpose(2, 3) @ scaled.flatten(3)).unflatten(-1, (n_states, -1))
+    decay = from_start[..., -1].unsqueeze(2).unsqueeze(-1)
+    before, final = layout.scan(start.permute(0, 2, 3, 1, 4), decay, increment)
+    scores = (rows @ k.transpose(2, 3)).unflatten(2, (1, share, -1)) * between.unsqueeze(3)
+    inside = (scores.flatten(2, 4) @ v).unflatten(2, (n_states, share, -1))
+    carried = (rows @ before.flatten(3)).view(*rows.shape[:2], share, layout.size, n_states, -1)
+    o = torch.addcmul(inside, carried.permute(0, 1, 4, 2, 3, 5), from_start.unsqueeze(3).unsqueeze(-1))
+    return o, final.permute(0, 3, 1, 2, 4)
 
 
 def _vector(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor, start: Tensor, layout: _ChunkLayout
 ) -> tuple[Tensor, Tensor]:
-    total = log_g.cumsum(-2)
+    total, k = log_g.cumsum(-2), k.unsqueeze(2)
     causal = torch.ones(layout.size, layout.size, dtype=torch.bool, device=q.device).tril()
-    q_decayed = q.unsqueeze(1) * total.exp().unsqueeze(3)
+    q_decayed = q.unsqueeze(2) * total.exp().unsqueeze(3)
     k_raised = k * (-total).exp()
     k_decayed = k * (total[..., -1:, :] - total).exp()
 
-    increment = k_decayed.transpose(-1, -2) @ v
-    before, final = layout.scan(start, total[..., -1, :].exp().unsqueeze(-1), increment)
-    scores = (q_decayed @ k_raised.unsqueeze(3).transpose(-1, -2)).masked_fill(~causal, 0.0)
-    return scores @ v.unsqueeze(3) + q_decayed @ before.unsqueeze(3), final
+    # States as [N, G, S, K, V] and [chunks, G, S, K, V].
+    increment = (k_decayed.transpose(-1, -2).flatten(2, 3) @ v).unflatten(2, (log_g.shape[2], -1))
+    before, final = layout.scan(start.transpose(1, 2), total[..., -1, :].exp().unsqueeze(-1), increment)
+    scores = (q_decayed.flatten(3, 4) @ k_raised.transpose(-1, -2)).unflatten(3, (q.shape[2], -1))
+    inside = (scores.masked_fill(~causal, 0.0).flatten(2, 4) @ v).view(*q_decayed.shape[:-1], -1)
+    carried = (q_decayed.flatten(3, 4) @ before).view(*q_decayed.shape[:-1], -1)
+    return inside + carried, final.transpose(1, 2)
