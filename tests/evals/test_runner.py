@@ -32,7 +32,7 @@ def model() -> Subject:
 
 
 def tasks() -> list[Task]:
-    return [passkey_task(400, 5, Haystack()), copy_task(64, 3), *generation_tasks(("Hello", "Tell me"), 6)]
+    return [passkey_task(400, 5, Haystack()), copy_task(160, 3), *generation_tasks(("Hello", "Tell me"), 6)]
 
 
 class Killed(Exception):
@@ -77,7 +77,7 @@ def test_nothing_is_scored_twice(model: Subject, tmp_path: Path) -> None:
     more = Store(tmp_path, {})
     evaluate(model, tasks(), [TEACHER, Setting(3)], more, SPEEDS)
     assert (tmp_path / "items.jsonl").read_bytes().startswith(before)
-    assert len(more.of((3, "on", "copy/64"))) == 3
+    assert len(more.of((3, "on", "copy/160"))) == 3
 
 
 def test_progress_and_time(model: Subject, tmp_path: Path) -> None:
