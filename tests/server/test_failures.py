@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -36,7 +37,8 @@ async def app_of(engine: Engine, client: str = "127.0.0.1") -> AsyncIterator[tup
 def broken_decoder() -> Any:
     decoder = copy.copy(tiny_decoder())
     decoder.weights = copy.copy(decoder.weights)
-    object.__setattr__(decoder.weights, "norm", decoder.weights.norm * float("nan"))
+    norm = decoder.weights.norm
+    object.__setattr__(decoder.weights, "norm", dataclasses.replace(norm, weight=norm.weight * float("nan")))
     return decoder
 
 
