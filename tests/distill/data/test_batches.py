@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -63,6 +63,8 @@ def tokens_in(batches: Sequence[Tensor]) -> list[int]:
     share=st.floats(0.1, 0.7),
     seed=st.integers(0, 5),
 )
+@example(lengths=[2116, 1, 2116], seq_len=512, rows=1, share=0.125, seed=0)
+@example(lengths=[2116, 64, 2116], seq_len=512, rows=1, share=0.125, seed=0)
 def test_rows_are_pieces_of_one_document_and_none_is_read_twice(
     lengths: list[int], seq_len: int, rows: int, share: float, seed: int
 ) -> None:

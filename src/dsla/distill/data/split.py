@@ -106,6 +106,11 @@ def _held_out(taken: Sequence[tuple[Piece, Ids]], tokens: int, seq_len: int) -> 
             left -= row_tokens(len(ids), seq_len)
         if left <= 0:
             return chosen
+    # Small documents may have used up the room that a large one, which holds enough by itself, would have needed.
+    for document in sorted(lengths, key=lengths.__getitem__):
+        chosen = [(piece, ids) for piece, ids in taken if piece.document == document]
+        if sum(row_tokens(len(ids), seq_len) for _, ids in chosen) >= tokens and len(lengths) > 1:
+            return chosen
     return None
 
 
