@@ -65,6 +65,7 @@ def test_refine_makes_a_new_adapter_and_leaves_the_old_one(base: Path, tmp_path:
     result = refine(base, tmp_path / "new", "--adapter", base / "adapter")
     assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
     assert "stage nested, held-out text: kept" in result.stdout and "stage long, held-out text: kept" in result.stdout
+    assert f"check it with `dsla verify {tmp_path / 'new'}`" in result.stdout
     assert layers(base / "adapter") == before
     assert list(layers(tmp_path / "new")) == [f"layer-{i:02d}.long.safetensors" for i in range(4)]
     records = read_manifest(tmp_path / "new")["stages"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsla.cli.options import Device, Estimate, Minutes, Model, TrainingData
 from dsla.errors import ConfigError, PlanError
 
 if TYPE_CHECKING:
@@ -15,25 +16,16 @@ if TYPE_CHECKING:
 
 
 def convert(
-    data: Annotated[
-        list[str],
-        typer.Option(
-            help="Training text: .txt, .jsonl (.gz, .zst), .parquet or a folder; PATH=WEIGHT; teacher:TOKENS; repeatable."
-        ),
-    ],
+    data: TrainingData,
     out: Annotated[Path, typer.Option(help="Folder of the adapter. A run that was interrupted goes on from it.")],
-    model: Annotated[
-        str | None, typer.Argument(help="Model folder or hub name. Default: SmolLM2-135M-Instruct.")
-    ] = None,
+    model: Model = None,
     recipe: Annotated[Path | None, typer.Option(help="YAML recipe. Default: the built-in one.")] = None,
     plan: Annotated[
         Path | None, typer.Option(help="plan.json of `dsla order`. Default: the order is measured first.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    minutes: Annotated[
-        float, typer.Option(min=0, help="Stop after about so many minutes; the same command goes on from there.")
-    ] = math.inf,
-    estimate: Annotated[bool, typer.Option("--estimate", help="Show how long it would take, and stop.")] = False,
+    device: Device = "cpu",
+    minutes: Minutes = math.inf,
+    estimate: Estimate = False,
 ) -> None:
     """Train an adapter on your text: layer by layer in the plan's order, then all together."""
     from dsla.cli.checks import make_folder
@@ -43,6 +35,7 @@ def convert(
         Bars,
         begin_training,
         check_length,
+        check_stages,
         check_together,
         find_teacher,
         load_recipe,
@@ -77,8 +70,7 @@ def convert(
     make_folder(out)
     path, config, teacher = find_teacher(model)
     check_length("data", settings.data.seq_len, config)
-    for stage in settings.stages:
-        check_length(f"stages, {stage.name}", stage.seq_len, config)
+    check_stages(settings, config)
     if settings.layers > config.num_hidden_layers:
         raise ConfigError(f"recipe.layers is {settings.layers}, but the model has {config.num_hidden_layers} layers")
     if chosen is None:

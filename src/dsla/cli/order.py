@@ -9,20 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsla.cli.options import Device, MeasuredData, Model
+
 if TYPE_CHECKING:
     from dsla.convert import Plan
 
 
 def order(
-    data: Annotated[
-        list[str],
-        typer.Option(
-            help="Text to measure on: .txt, .jsonl (.gz, .zst), .parquet or a folder; PATH=WEIGHT; teacher:TOKENS; repeatable."
-        ),
-    ],
-    model: Annotated[
-        str | None, typer.Argument(help="Model folder or hub name. Default: SmolLM2-135M-Instruct.")
-    ] = None,
+    data: MeasuredData,
+    model: Model = None,
     out: Annotated[
         Path, typer.Option(help="Folder for plan.json and sensitivity.png. An interrupted search goes on from it.")
     ] = Path("plan"),
@@ -36,7 +31,7 @@ def order(
         Path | None,
         typer.Option(help="Measure with this adapter's trained layers, and write it to --out in the new order."),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Score every layer, write a plan that orders them, or an adapter in a new order."""
     import torch

@@ -10,29 +10,21 @@ from typing import Annotated, Any
 
 import typer
 
+from dsla.cli.options import Device, Estimate, Minutes, Model, TrainingData
 from dsla.errors import AdapterError, ConfigError
 
 
 def refine(
-    data: Annotated[
-        list[str],
-        typer.Option(
-            help="Training text: .txt, .jsonl (.gz, .zst), .parquet or a folder; PATH=WEIGHT; teacher:TOKENS; repeatable."
-        ),
-    ],
+    data: TrainingData,
     recipe: Annotated[Path, typer.Option(help="YAML recipe; its stages and seed count.")],
     out: Annotated[Path, typer.Option(help="Folder of the new adapter. A run that was interrupted goes on from it.")],
-    model: Annotated[
-        str | None, typer.Argument(help="Model folder or hub name. Default: SmolLM2-135M-Instruct.")
-    ] = None,
+    model: Model = None,
     adapter: Annotated[
         Path | None, typer.Option(help="Adapter to start from. Default: the shipped one of the model.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    minutes: Annotated[
-        float, typer.Option(min=0, help="Stop after about so many minutes; the same command goes on from there.")
-    ] = math.inf,
-    estimate: Annotated[bool, typer.Option("--estimate", help="Show how long it would take, and stop.")] = False,
+    device: Device = "cpu",
+    minutes: Minutes = math.inf,
+    estimate: Estimate = False,
 ) -> None:
     """Train all layers of an adapter together against the teacher, at levels drawn anew each step."""
     from dsla.cli.checks import make_folder
@@ -40,7 +32,7 @@ def refine(
     from dsla.cli.training import (
         Bars,
         begin_training,
-        check_length,
+        check_stages,
         check_together,
         find_teacher,
         load_recipe,
@@ -68,8 +60,7 @@ def refine(
     device = begin_training(device)
     make_folder(out)
     path, config, _ = find_teacher(model)
-    for stage in settings.stages:
-        check_length(f"stages, {stage.name}", stage.seq_len, config)
+    check_stages(settings, config)
     begun = parallel.agreed((out / "manifest.json").exists())
     found = find_adapter(path, config, out if begun else adapter, config.dtype, device)
     if found is None:
@@ -81,8 +72,8 @@ def refine(
     check_tokenizer(tokenizer, net)
     parallel.shard(net)
     if estimate or any(stage_record(out, stage.name, found.max_level) is None for stage in settings.stages):
-        mixer = dataclasses.replace(settings, mixer=found.plan.mixer)
-        print_estimate(estimated(net, mixer, found.plan.layers(found.max_level), chain=False))
+        as_trained = dataclasses.replace(settings, mixer=found.plan.mixer)
+        print_estimate(estimated(net, as_trained, found.plan.layers(found.max_level), chain=False))
     if estimate:
         return
     if not begun and parallel.leads():
@@ -103,7 +94,7 @@ def refine(
         print_stage(record)
     if not records:
         typer.echo("All stages were finished before: nothing was trained")
-    typer.echo(f"Wrote {out}: check it with `dsla verify --adapter {out}`, use it with --adapter {out}")
+    typer.echo(f"Wrote {out}: check it with `dsla verify {out}`, use it with --adapter {out}")
 
 
 def print_stage(record: dict[str, Any]) -> None:

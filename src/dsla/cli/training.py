@@ -215,6 +215,12 @@ def check_length(part: str, seq_len: int, config: Any) -> None:
         raise ConfigError(f"recipe.{part}.seq_len is {seq_len}, but {context}: lower it")
 
 
+def check_stages(recipe: Recipe, config: Any) -> None:
+    """Checks that the rows of every stage fit the teacher's context, as `check_length`."""
+    for stage in recipe.stages:
+        check_length(f"stages, {stage.name}", stage.seq_len, config)
+
+
 def measured_plan(
     model: Any,
     tokenizer: Any,

@@ -111,25 +111,21 @@ def save_stage(directory: Path, record: dict[str, Any], mixers: dict[int, DslaMi
             manifest["layers"][str(layer)] |= {"sha256": sha256(path), "file": path.name}
         manifest["stages"] = [*manifest.get("stages", []), record]
         write_json(directory / "manifest.json", manifest)
-        remove_unlisted(directory)
+        for replaced in _unlisted(directory, manifest["layers"]):
+            (directory / replaced).unlink()
     except OSError as error:
         raise AdapterError(
             f"cannot save stage {record['name']} to {directory}: {error.strerror or error}; the adapter is as it was"
         ) from error
 
 
-def remove_unlisted(directory: Path) -> None:
-    """Removes layer files the manifest does not name: those a later stage has replaced."""
-    for name in _unlisted(directory, read_manifest(directory)["layers"]):
-        (directory / name).unlink()
-
-
 def _unlisted(directory: Path, layers: dict[str, Any]) -> set[str]:
-    listed = {_file_of(layer, entry) for layer, entry in layers.items()}
+    listed = {listed_file(layer, entry) for layer, entry in layers.items()}
     return {file.name for file in directory.glob("layer-*.safetensors")} - listed
 
 
-def _file_of(layer: str, entry: dict[str, Any]) -> str:
+def listed_file(layer: str, entry: dict[str, Any]) -> str:
+    """Name of the file that the manifest's entry of a layer stands for."""
     return str(entry.get("file", layer_file(int(layer))))
 
 
@@ -193,7 +189,7 @@ def load_adapter(
     for layer in plan.order[: len(layers)]:
         mixer = DslaMixer(plan.mixer, shape)
         entry = layers[str(layer)]
-        _load_layer(directory / _file_of(str(layer), entry), entry["sha256"], mixer)
+        _load_layer(directory / listed_file(str(layer), entry), entry["sha256"], mixer)
         mixers[layer] = cast(mixer, dtype).to(device).eval().requires_grad_(False)
     return Adapter(plan, mixers, directory)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from dsla.convert.adapter import Adapter, layer_file, read_manifest
+from dsla.convert.adapter import Adapter, listed_file, read_manifest
 from dsla.convert.plan import Plan
 from dsla.errors import AdapterError, PlanError
 from dsla.storage import write_atomically, write_json
@@ -71,7 +71,7 @@ def _copy(adapter: Adapter, plan: Plan, out: Path) -> None:
     try:
         for position, layer in enumerate(plan.order[: adapter.max_level]):
             entry = manifest["layers"][str(layer)]
-            name = entry.get("file", layer_file(layer))
+            name = listed_file(str(layer), entry)
             write_atomically(out / name, lambda temporary, name=name: shutil.copyfile(adapter.path / name, temporary))  # type: ignore[misc]
             layers[str(layer)] = {
                 **entry,
