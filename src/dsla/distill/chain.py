@@ -24,8 +24,7 @@ from dsla.distill.data import (
     TrainingText,
     check_sources,
     check_tokenizer,
-    check_tokens,
-    training_batches,
+    text_for,
 )
 from dsla.distill.data.teacher import teacher_sources
 from dsla.distill.descent import Meter
@@ -150,9 +149,7 @@ def training_text(model: Any, tokenizer: Any, sources: Sequence[Source], recipe:
     Raises:
         DataError: if the text is empty, binary or too short, or has tokens that the model does not know.
     """
-    text = training_batches(tokenizer, sources, recipe.data, recipe.train.batch_tokens, recipe.seed)
-    check_tokens([*text.train, *text.valid], model)
-    return text
+    return text_for(model, tokenizer, sources, recipe.data, recipe.train.batch_tokens, recipe.seed)
 
 
 def _run(

@@ -16,7 +16,7 @@ from torch import Tensor
 from dsla.convert.adapter import cast, read_manifest, save_stage, stored_weights
 from dsla.convert.surgery import Levels
 from dsla.distill import parallel
-from dsla.distill.data import Source, TrainingText, check_tokens, training_batches
+from dsla.distill.data import Source, TrainingText, text_for
 from dsla.distill.descent import Meter
 from dsla.distill.flops import Costs, mean_level
 from dsla.distill.nested import checked_levels, held_out, train_levels, worse_level
@@ -36,20 +36,6 @@ def stage_record(out: Path, name: str, level: int) -> dict[str, Any] | None:
     """What the manifest says of a stage that was finished with `level` layers; None if it was not."""
     records: list[dict[str, Any]] = read_manifest(out).get("stages", [])
     return next((record for record in records if (record["name"], record["level"]) == (name, level)), None)
-
-
-def stage_text(
-    model: Any, tokenizer: Any, sources: Sequence[Source], settings: StageSettings, seed: int
-) -> TrainingText:
-    """The text of a stage.
-
-    Raises:
-        DataError: if it is empty, binary or too short, or has tokens that the model does not know.
-    """
-    data = DataSettings(settings.seq_len, settings.tokens, settings.valid_tokens)
-    text = training_batches(tokenizer, sources, data, settings.batch_tokens, seed)
-    check_tokens([*text.train, *text.valid], model)
-    return text
 
 
 def run_stage(
@@ -172,7 +158,8 @@ def train_stages(
             continue
         on_progress(name, "data", 0, 1, math.nan)
         seed = recipe.seed + 1 + place
-        text = stage_text(model, tokenizer, sources, settings, seed)
+        data = DataSettings(settings.seq_len, settings.tokens, settings.valid_tokens)
+        text = text_for(model, tokenizer, sources, data, settings.batch_tokens, seed)
         origin = {"files": files_read(sources), "made_on": made_on(model)}
         record = run_stage(
             model, levels, text, settings, seed, out, origin, part,

@@ -1,6 +1,6 @@
 """Training text: files to documents, documents to tokens, tokens to batches."""
 
-from dsla.distill.data.batches import TrainingText, training_batches
+from dsla.distill.data.batches import TrainingText, text_for, training_batches
 from dsla.distill.data.files import open_text, text_files
 from dsla.distill.data.records import read_documents
 from dsla.distill.data.sources import Source, TeacherText, check_sources, mixture, parse_source, source_files
@@ -21,6 +21,7 @@ __all__ = [
     "read_documents",
     "source_files",
     "text_files",
+    "text_for",
     "token_windows",
     "training_batches",
 ]

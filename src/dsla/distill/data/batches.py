@@ -20,6 +20,7 @@ from dsla.distill.data.pieces import Ids
 from dsla.distill.data.records import read_documents
 from dsla.distill.data.sources import Source, mixture
 from dsla.distill.data.split import UNIT, row_tokens, split_documents
+from dsla.distill.data.vocabulary import check_tokens
 from dsla.distill.recipe import DataSettings
 from dsla.errors import DataError
 
@@ -67,6 +68,19 @@ def training_batches(
     if not batches:
         raise DataError(f"{sum(map(len, train))} tokens fill no batch of {batch_tokens}: raise recipe.data.tokens")
     return TrainingText(batches, _grouped(valid, batch_tokens))
+
+
+def text_for(
+    model: Any, tokenizer: Any, sources: Sequence[Source], settings: DataSettings, batch_tokens: int, seed: int
+) -> TrainingText:
+    """`training_batches`, made sure to be of tokens that the model has.
+
+    Raises:
+        DataError: as `training_batches`; if the model does not know a token.
+    """
+    text = training_batches(tokenizer, sources, settings, batch_tokens, seed)
+    check_tokens([*text.train, *text.valid], model)
+    return text
 
 
 def pack(rows: Iterable[Ids], batch_tokens: int) -> list[Tensor]:
