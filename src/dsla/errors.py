@@ -29,6 +29,10 @@ class TrainingError(DslaError):
     """Training cannot go on."""
 
 
+class KernelError(DslaError):
+    """The native kernels cannot be had on this machine."""
+
+
 class EngineError(DslaError):
     """The engine cannot do what was asked."""
 

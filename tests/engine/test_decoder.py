@@ -118,7 +118,7 @@ def test_loads_a_model_folder(tmp_path: Path, shard: str) -> None:
 def test_weights_are_held_once() -> None:
     model, decoder = tiny_model(torch.float32), decoder_of(tiny_model(torch.float32))
     assert decoder.nbytes == sum(p.numel() * p.element_size() for p in model.parameters())
-    assert decoder.weights.head.weight is decoder.weights.embed
+    assert decoder.weights.head is decoder.weights.embed
     assert tiny_decoder().nbytes > tiny_decoder().weights.nbytes
 
 
@@ -189,7 +189,7 @@ def test_head_that_differs_from_the_embedding_counts_though_the_config_ties_it(t
     model.save_pretrained(tmp_path, state_dict=tiny_model(torch.float32, tied=False).state_dict())
     loaded = LlamaForCausalLM.from_pretrained(tmp_path)
     decoder, prompt = PackedDecoder.load(tmp_path), random_prompt(9)
-    assert loaded.config.tie_word_embeddings and decoder.weights.head.weight is not decoder.weights.embed
+    assert loaded.config.tie_word_embeddings and decoder.weights.head is not decoder.weights.embed
     found = last_logits(decoder, [prompt], 9)
     assert (found - loaded(torch.tensor([prompt])).logits[0, -1]).abs().max() <= 1e-4
 

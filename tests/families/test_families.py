@@ -10,7 +10,8 @@ from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 from transformers.models.phi3.modeling_phi3 import apply_rotary_pos_emb as apply_partial_rotary
 
 from dsla.errors import ModelError
-from dsla.families import attention_shape, family_of, rotate
+from dsla.families import attention_shape, family_of
+from dsla.ops import rotate
 
 
 def test_rotation_is_transformers_own() -> None:

@@ -10,8 +10,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from dsla.convert.plan import Plan
 from dsla.errors import ModelError
-from dsla.families import Family, family_of, rotate
+from dsla.families import Family, family_of
 from dsla.mixers import DslaMixer, Memory
+from dsla.ops import rotate
 
 
 class DslaCacheLayer(DynamicLayer):

@@ -24,6 +24,7 @@ class PageTable:
 
     def __init__(self) -> None:
         self._units = np.empty(8, dtype=np.int64)
+        self._address = self._units.ctypes.data
         self._count = 0
 
     def __len__(self) -> int:
@@ -34,6 +35,11 @@ class PageTable:
         """Unit of each page `[n_pages]`, int64. A view: valid until the table changes."""
         return self._units[: self._count]
 
+    @property
+    def address(self) -> int:
+        """Where `units` starts in memory; valid as long as it."""
+        return self._address
+
     def tensor(self) -> Tensor:
         """`units` as a tensor that shares its memory."""
         return torch.from_numpy(self.units)
@@ -43,7 +49,7 @@ class PageTable:
         if end > len(self._units):
             grown = np.empty(max(end, 2 * len(self._units)), dtype=np.int64)
             grown[: self._count] = self.units
-            self._units = grown
+            self._units, self._address = grown, grown.ctypes.data
         self._units[self._count : end] = units
         self._count = end
 

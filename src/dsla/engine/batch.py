@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -58,7 +59,6 @@ class PackedBatch:
             positions.append(np.arange(segment.n_prior, segment.n_prior + len(segment.tokens)))
             if segment.sample:
                 sampled.append(row - 1)
-        self._positions = positions
         self.tokens = torch.tensor([token for segment in self.segments for token in segment.tokens], device=device)
         self.positions = torch.from_numpy(np.concatenate(positions)).to(device)
         self.sample_rows = torch.tensor(sampled, dtype=torch.int64, device=device)
@@ -71,21 +71,12 @@ class PackedBatch:
             self._splits[kept] = Split(self, kept)
         return self._splits[kept]
 
-    def rows(self, members: Sequence[int]) -> Tensor:
-        """Rows of some segments, `[n]` int64."""
-        ranges = [np.arange(self.starts[i], self.starts[i] + len(self.segments[i].tokens)) for i in members]
-        return self._index(ranges)
-
-    def pages(self, members: Sequence[int]) -> list[np.ndarray]:
-        """Page of every new token of some segments."""
-        return [self._positions[i] // self.page_tokens for i in members]
-
-    def offsets(self, members: Sequence[int]) -> Tensor:
-        """Place in its page of every new token of some segments, `[n]` int64."""
-        return self._index([self._positions[i] % self.page_tokens for i in members])
-
-    def _index(self, parts: Sequence[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts) if parts else np.empty(0, np.int64)).to(self.device)
+    def rows(self, members: Sequence[int]) -> Tensor | slice:
+        """Rows of some segments: a slice where they lie side by side in order, else `[n]` int64."""
+        spans = [(self.starts[i], self.starts[i] + len(self.segments[i].tokens)) for i in members]
+        if all(end == start for (_, end), (start, _) in pairwise(spans)):
+            return slice(spans[0][0], spans[-1][1])
+        return torch.from_numpy(np.concatenate([np.arange(*span) for span in spans])).to(self.device)
 
 
 class Split:
@@ -96,35 +87,32 @@ class Split:
         kept: per segment, whether it keeps keys and values in this layer.
 
     Attributes:
-        kept: segments mixed by softmax attention.
+        kept_decodes: segments with one new token that softmax attention mixes.
+        kept_chunks: those with several.
         decodes: converted segments with one new token.
         chunks: converted segments with several.
     """
 
     def __init__(self, batch: PackedBatch, kept: tuple[bool, ...]) -> None:
         self._batch = batch
-        single = [len(segment.tokens) == 1 for segment in batch.segments]
-        self.kept = [i for i, keeps in enumerate(kept) if keeps]
-        self.decodes = [i for i, keeps in enumerate(kept) if not keeps and single[i]]
-        self.chunks = [i for i, keeps in enumerate(kept) if not keeps and not single[i]]
+        parts: dict[tuple[bool, bool], list[int]] = {}
+        for i, segment in enumerate(batch.segments):
+            parts.setdefault((kept[i], len(segment.tokens) == 1), []).append(i)
+        self.kept_decodes, self.kept_chunks = parts.get((True, True), []), parts.get((True, False), [])
+        self.decodes, self.chunks = parts.get((False, True), []), parts.get((False, False), [])
 
     @cached_property
-    def kept_rows(self) -> Tensor:
-        """Rows of `kept`."""
-        return self._batch.rows(self.kept)
+    def kept_rows(self) -> Tensor | slice:
+        """Rows of `kept_decodes`."""
+        return self._batch.rows(self.kept_decodes)
 
     @cached_property
-    def kept_pages(self) -> list[np.ndarray]:
-        """Page of every row of `kept`, by segment."""
-        return self._batch.pages(self.kept)
+    def kept_lengths(self) -> Tensor:
+        """Tokens each of `kept_decodes` has seen before, `[n]` int64."""
+        return self._batch.positions[self.kept_rows]
 
     @cached_property
-    def kept_offsets(self) -> Tensor:
-        """Place in its page of every row of `kept`."""
-        return self._batch.offsets(self.kept)
-
-    @cached_property
-    def decode_rows(self) -> Tensor:
+    def decode_rows(self) -> Tensor | slice:
         """Rows of `decodes`."""
         return self._batch.rows(self.decodes)
 
@@ -134,9 +122,9 @@ class Split:
         return self._batch.positions[self.decode_rows]
 
     @cached_property
-    def converted_rows(self) -> Tensor:
+    def converted_rows(self) -> Tensor | slice:
         """Rows of `decodes` and `chunks`."""
-        return self._batch.rows(self.decodes + self.chunks)
+        return self._batch.rows(sorted(self.decodes + self.chunks))
 
     @property
     def any_converted(self) -> bool:

@@ -7,17 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dsla.engine.arena import Arena
 from dsla.engine.batch import PackedBatch, Split
 from dsla.engine.weights import Checkpoint, DecoderWeights, LayerWeights, build_weights
 from dsla.errors import ModelError
-from dsla.families import Family, attention_shape, context_length, family_of, rotate
+from dsla.families import Family, attention_shape, context_length, family_of
 from dsla.mixers import DslaMixer, SoftmaxMixer, StateSpec
+from dsla.ops import rotate
 
 if TYPE_CHECKING:
     from dsla.convert import Adapter
@@ -80,8 +79,8 @@ class PackedDecoder:
         self.shape = attention_shape(config)
         self.softmax = SoftmaxMixer(self.shape)
         self.n_layers = len(weights.layers)
-        self.dtype, self.device = weights.embed.dtype, weights.embed.device
-        self.max_tokens, self.vocab_size = context_length(config), weights.head.weight.shape[0]
+        self.dtype, self.device = weights.norm.weight.dtype, weights.norm.weight.device
+        self.max_tokens, self.vocab_size = context_length(config), config.vocab_size
         self.eos_token_ids = end_tokens(config.eos_token_id)
         inv_freq, scale = family.rope(config)
         angles = torch.arange(self.max_tokens, dtype=torch.float32).unsqueeze(1) * inv_freq.cpu().unsqueeze(0)
@@ -95,6 +94,7 @@ class PackedDecoder:
         adapter: Adapter | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
+        int4: bool = False,
     ) -> PackedDecoder:
         """Reads a model folder.
 
@@ -103,15 +103,20 @@ class PackedDecoder:
             adapter: its adapter, for levels above 0.
             dtype: of the weights. Default: the config's.
             device: where they go.
+            int4: round the projections and the head to four bits, in groups of 32 inputs; the rest is bf16.
 
         Raises:
-            ModelError: if the folder is no model of a supported family, or a tensor is missing or misshapen.
+            ModelError: if int4 is asked for beside another dtype than bf16, the folder is no model of a supported family,
+                or a tensor is missing or misshapen.
         """
         from dsla.convert import read_config  # imports transformers, which a built decoder does without
 
         config = read_config(model)
         family = family_of(config)
-        weights = build_weights(Checkpoint(model), config, family, dtype or config.dtype or torch.float32, device)
+        dtype = dtype or config.dtype or torch.float32
+        if int4 and dtype is not torch.bfloat16:
+            raise ModelError(f"int4 weights go with bf16 for the rest, found {dtype}: ask for bf16")
+        weights = build_weights(Checkpoint(model), config, family, dtype, device, int4)
         decoder = cls(weights, config, family, adapter.mixers if adapter else None)
         decoder.eos_token_ids |= generation_end_tokens(model)
         return decoder
@@ -160,7 +165,7 @@ class PackedDecoder:
         Returns:
             Logits `[n_samples, vocab]` of `batch.sample_rows`, in the model's dtype.
         """
-        hidden = F.embedding(batch.tokens, self.weights.embed)
+        hidden = self.weights.embed.rows(batch.tokens)
         cos, sin = (torch.cat([table, table], -1) for table in (self._cos[batch.positions], self._sin[batch.positions]))
         for layer, weights in enumerate(self.weights.layers):
             x = weights.attention_norm(hidden)
@@ -175,38 +180,36 @@ class PackedDecoder:
         split = batch.split(layer)
         q, k, v = torch.split(weights.qkv(x).view(len(x), -1, dim), [heads, groups, groups], 1)
         if split.any_converted:
-            mixer = self.mixers[layer]
-            rows = split.converted_rows
-            q = q.index_put((rows,), q[rows] + mixer.q_delta(x[rows]).view(-1, heads, dim))
+            mixer, rows = self.mixers[layer], split.converted_rows
+            q[rows] += mixer.q_delta(x[rows]).view(-1, heads, dim)
         q = q if weights.q_norm is None else weights.q_norm(q)
         k = k if weights.k_norm is None else weights.k_norm(k)
         rotated_q, rotated_k = rotate(q, cos, sin), rotate(k, cos, sin)
         y = torch.empty_like(rotated_q)
-        if split.kept:
-            self._attend(layer, rotated_q, rotated_k, v, y, split, batch, arena)
+        self._attend(layer, rotated_q, rotated_k, v, y, split, batch, arena)
         if not split.any_converted:
             return weights.o(y.flatten(1))
         if mixer.config.rope:
             q, k = rotated_q, rotated_k
         self._mix(layer, x, q, k, v, y, split, batch, arena)
         y = y.flatten(1)
-        return weights.o(y).index_add(0, rows, mixer.o_delta(y[rows]))
+        out = weights.o(y)
+        out[rows] += mixer.o_delta(y[rows])
+        return out
 
     def _attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, y: Tensor, split: Split, batch: PackedBatch, arena: Arena
     ) -> None:
         """Softmax attention of the segments that keep this layer, into their rows of `y`."""
-        members = [batch.segments[i] for i in split.kept]
-        tables = [segment.memory.table(layer).units for segment in members]
-        units = np.concatenate([table[pages] for table, pages in zip(tables, split.kept_pages, strict=True)])
-        place = (torch.from_numpy(units).to(self.device), split.kept_offsets)
-        arena.pages["k"].index_put_(place, k[split.kept_rows])
-        arena.pages["v"].index_put_(place, v[split.kept_rows])
-        for i, segment in zip(split.kept, members, strict=True):
-            rows = slice(batch.starts[i], batch.starts[i] + len(segment.tokens))
-            seen = segment.n_prior + len(segment.tokens)
-            keys, values = segment.memory.cached(layer, seen) if segment.n_prior else (k[rows], v[rows])
-            y[rows] = self.softmax.attend(q[rows], keys, values)
+        if split.kept_decodes:
+            rows = split.kept_rows
+            tables = [batch.segments[i].memory.table(layer) for i in split.kept_decodes]
+            y[rows] = self.softmax.step(q[rows], k[rows], v[rows], arena.pages, tables, split.kept_lengths)
+        for i in split.kept_chunks:
+            segment, start = batch.segments[i], batch.starts[i]
+            chunk = slice(start, start + len(segment.tokens))
+            table = segment.memory.table(layer)
+            y[chunk] = self.softmax.prefill(q[chunk], k[chunk], v[chunk], arena.pages, table, segment.n_prior)
 
     def _mix(
         self,
@@ -228,12 +231,5 @@ class PackedDecoder:
             y[single] = mixer.step(x[single], q[single], k[single], v[single], arena.slots, slots, split.decode_lengths)
         for i in split.chunks:
             segment, start = batch.segments[i], batch.starts[i]
-            rows = slice(start, start + len(segment.tokens))
-            slot = segment.memory.slot(layer)
-            memory = {name: pool[slot].unsqueeze(0) for name, pool in arena.slots.items()}
-            lengths = torch.tensor([segment.n_prior], device=self.device)
-            x_new, q_new, k_new, v_new = (tensor[rows].unsqueeze(0) for tensor in (x, q, k, v))
-            mixed, memory = mixer.prefill(x_new, q_new, k_new, v_new, memory, lengths)
-            y[rows] = mixed[0]
-            for name, value in memory.items():
-                arena.slots[name][slot] = value[0]
+            chunk, slot = slice(start, start + len(segment.tokens)), segment.memory.slot(layer)
+            y[chunk] = mixer.extend(x[chunk], q[chunk], k[chunk], v[chunk], arena.slots, slot, segment.n_prior)

@@ -11,6 +11,7 @@ from torch import Tensor
 from dsla.engine.arena import Arena, PageTable
 from dsla.errors import EngineError
 from dsla.mixers.base import Memory
+from dsla.ops import gathered
 
 
 class Foldable(Protocol):
@@ -78,10 +79,7 @@ class RequestMemory:
 
     def cached(self, layer: int, tokens: int) -> tuple[Tensor, Tensor]:
         """Keys and values `[tokens, G, D]` of a kept layer, gathered from its pages."""
-        pages = self._arena.page_count(tokens)
-        units = self.table(layer).tensor()[:pages].to(self._arena.device)
-        k, v = (self._arena.pages[name].index_select(0, units).flatten(0, 1)[:tokens] for name in ("k", "v"))
-        return k, v
+        return gathered(self._arena.pages, self.table(layer), tokens)
 
     def fold(self, layer: int, mixer: Foldable, tokens: int) -> None:
         """Turns the cache of a kept layer into states; its pages are free afterwards.

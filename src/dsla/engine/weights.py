@@ -12,21 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsla.checkpoint import weight_files
+from dsla.engine.linears import Embedding, Linear, Projection, packed, rounded_to_int4
 from dsla.errors import ModelError
 from dsla.families import ACTIVATIONS, NORM_EPS, Family, attention_shape
+from dsla.ops import rms_norm, silu_mul
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-@dataclass(frozen=True)
-class Linear:
-    """Weight `[n_out, n_in]` and bias `[n_out]` (or None) of a projection."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True)
@@ -37,8 +28,7 @@ class RmsNorm:
     eps: float
 
     def __call__(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 @dataclass(frozen=True)
@@ -60,8 +50,8 @@ Norm = RmsNorm | LayerNorm
 class Mlp:
     """Projections of an MLP; with a gate `up` gives the gate's input first, then what it scales."""
 
-    up: Linear
-    down: Linear
+    up: Projection
+    down: Projection
     activation: Callable[[Tensor], Tensor]
     gated: bool
 
@@ -69,6 +59,8 @@ class Mlp:
         up = self.up(x)
         if not self.gated:
             return self.down(self.activation(up))
+        if self.activation is F.silu:
+            return self.down(silu_mul(up))
         gate, up = up.chunk(2, -1)
         return self.down(self.activation(gate) * up)
 
@@ -78,8 +70,8 @@ class LayerWeights:
     """One layer; `mlp_norm` is None where the MLP reads what attention reads, head norms where there are none."""
 
     attention_norm: Norm
-    qkv: Linear
-    o: Linear
+    qkv: Projection
+    o: Projection
     mlp_norm: Norm | None
     mlp: Mlp
     q_norm: Norm | None
@@ -88,12 +80,12 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    """All weights; the head's is `embed` itself where they are the same."""
+    """All weights; where head and embedding are the same, and kept in the same form, they are one object."""
 
-    embed: Tensor
+    embed: Embedding
     layers: tuple[LayerWeights, ...]
     norm: Norm
-    head: Linear
+    head: Projection
 
     @property
     def nbytes(self) -> int:
@@ -132,7 +124,12 @@ class Checkpoint(Mapping[str, Tensor]):
 
 
 def build_weights(
-    tensors: Mapping[str, Tensor], config: Any, family: Family, dtype: torch.dtype, device: torch.device | str = "cpu"
+    tensors: Mapping[str, Tensor],
+    config: Any,
+    family: Family,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    int4: bool = False,
 ) -> DecoderWeights:
     """Builds a decoder's weights.
 
@@ -142,11 +139,13 @@ def build_weights(
         family: its facts, by `family_of`.
         dtype: what to keep them in.
         device: where to keep them.
+        int4: round the projections and the head to four bits; for bf16.
 
     Raises:
         ModelError: naming the first tensor that is missing, unused, no plain floating-point tensor, or of another shape
             than the config says.
     """
+    kept = rounded_to_int4 if int4 else packed
     used: set[str] = set()
     shape = attention_shape(config)
     hidden, q_width, kv_width = config.hidden_size, shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
@@ -176,7 +175,7 @@ def build_weights(
             LayerNorm(weight, read(f"{name}.bias", size), eps) if family.norm_kind == "layer" else RmsNorm(weight, eps)
         )
 
-    def linear(prefix: str, names: Sequence[str], widths: Sequence[int], n_in: int, biased: bool | str) -> Linear:
+    def linear(prefix: str, names: Sequence[str], widths: Sequence[int], n_in: int, biased: bool | str) -> Projection:
         """One projection out of `names`, each as wide as `widths` says, or one as wide as all of them."""
         weight = torch.empty(sum(widths), n_in, dtype=dtype, device=device)
         bias = torch.empty(len(weight), dtype=dtype, device=device) if biased else None
@@ -186,7 +185,7 @@ def build_weights(
             if bias is not None:
                 put(f"{prefix}.{name}.bias", bias[start : start + n_out])
             start += n_out
-        return Linear(weight, bias)
+        return kept(Linear(weight, bias))
 
     def one_layer(name: str) -> LayerWeights:
         attention, inner = f"{name}.{family.attention}", config.intermediate_size
@@ -206,19 +205,15 @@ def build_weights(
         )
 
     layers = tuple(one_layer(f"{family.layers}.{i}") for i in range(config.num_hidden_layers))
-    embed = read(f"{family.embed}.weight", config.vocab_size, hidden)
-    head = embed
-    if not config.tie_word_embeddings or f"{family.head}.weight" in tensors:
-        head = read(f"{family.head}.weight", config.vocab_size, hidden)
-        # As in transformers: a head that the checkpoint holds counts, even where the config ties it.
-        if config.tie_word_embeddings and torch.equal(head, embed):
-            head = embed
-    weights = DecoderWeights(
-        embed,
-        layers,
-        norm(family.norm, hidden),
-        Linear(head, read(f"{family.head}.bias", config.vocab_size) if family.head_bias else None),
-    )
+    table = read(f"{family.embed}.weight", config.vocab_size, hidden)
+    embed = packed(Linear(table))
+    separate = not config.tie_word_embeddings or f"{family.head}.weight" in tensors
+    head = read(f"{family.head}.weight", config.vocab_size, hidden) if separate else table
+    # As in transformers: a head that the checkpoint holds counts, even where the config ties it.
+    tied = not separate or (config.tie_word_embeddings and torch.equal(head, table))
+    bias = read(f"{family.head}.bias", config.vocab_size) if family.head_bias else None
+    out = embed if tied and bias is None and not int4 else kept(Linear(table if tied else head, bias))
+    weights = DecoderWeights(embed, layers, norm(family.norm, hidden), out)
     unused = sorted(name for name in tensors if name not in used and not name.endswith("rotary_emb.inv_freq"))
     if unused:
         more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""

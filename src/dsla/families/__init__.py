@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dsla.errors import ModelError
-from dsla.families.base import ACTIVATIONS, NORM_EPS, STATIC_ROPE, Family, attention_shape, context_length, rotate
+from dsla.families.base import ACTIVATIONS, NORM_EPS, STATIC_ROPE, Family, attention_shape, context_length
 from dsla.families.llama import LLAMA
 from dsla.families.mistral import MISTRAL
 from dsla.families.phi import PHI, PHI3
@@ -22,7 +22,6 @@ __all__ = [
     "attention_shape",
     "context_length",
     "family_of",
-    "rotate",
 ]
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -110,21 +109,3 @@ def attention_shape(config: Any) -> AttentionShape:
 def context_length(config: Any) -> int:
     """Positions the model was made for."""
     return int(config.max_position_embeddings)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding in the half-split layout (arXiv 2104.09864, as Hugging Face stores it).
-
-    Args:
-        x: heads `[..., n_heads, D]`.
-        cos: `[..., R]` of each token, in x's dtype; dims from R on are not rotated.
-        sin: as `cos`.
-
-    Returns:
-        `[..., n_heads, D]`.
-    """
-    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
-    turned, rest = x.tensor_split([cos.shape[-1]], -1)
-    first, second = turned.chunk(2, -1)
-    turned = turned * cos + torch.cat([-second, first], -1) * sin
-    return torch.cat([turned, rest], -1) if rest.shape[-1] else turned

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from dsla.mixers.features import FEATURE_MAPS
 from dsla.mixers.gates import Gates
 from dsla.mixers.mixing import Mixing
 from dsla.ops import chunk_dsla, fold_kv, recurrent_dsla, window_attention
+from dsla.ops.cpu import MAX_DIM, MAX_NEAR, MAX_STATES, DslaWeights, native
 from dsla.ops.shapes import state_dtype
 
 
@@ -140,6 +143,9 @@ class DslaMixer(nn.Module):
             `y` `[N, H, D]` in q's dtype.
         """
         window, n_sinks = self.config.window, self.config.sinks
+        kernels, weights = native(q), self._kernel_weights()
+        if kernels is not None and weights is not None:
+            return kernels.step(q, k, v, pool, slots, lengths, weights)
         k, v = k.to(pool["window_k"].dtype), v.to(pool["window_v"].dtype)
         if n_sinks:
             early = (lengths < n_sinks).nonzero().squeeze(1)
@@ -161,6 +167,32 @@ class DslaMixer(nn.Module):
         local = None if local is None else (local[0].unsqueeze(1), local[1].unsqueeze(1))
         y: Tensor = self.mixing(q.unsqueeze(1), reads.unsqueeze(1), local, self.states_off)
         return y.squeeze(1).to(q.dtype)
+
+    def extend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, pool: Memory, slot: int, prior: int) -> Tensor:
+        """Mixes T new tokens of one request, changing its memory in place.
+
+        Args:
+            x: the layer's (normalised) input `[T, hidden]`.
+            q: queries `[T, H, D]`.
+            k: keys `[T, G, D]`.
+            v: values `[T, G, D]`.
+            pool: name -> `[n_slots, *spec]`, changed in place at row `slot`.
+            slot: row of the request.
+            prior: tokens seen before.
+
+        Returns:
+            `y` `[T, H, D]` in q's dtype.
+        """
+        kernels, weights = native(q), self._kernel_weights()
+        if kernels is not None and weights is not None:
+            return kernels.extend(q, k, v, pool, slot, prior, weights)
+        memory = {name: part[slot].unsqueeze(0) for name, part in pool.items()}
+        lengths = torch.tensor([prior], device=q.device)
+        x, q, k, v = (part.unsqueeze(0) for part in (x, q, k, v))
+        y, memory = self.prefill(x, q, k, v, memory, lengths)
+        for name, value in memory.items():
+            pool[name][slot] = value[0]
+        return y[0]
 
     def fold(self, k: Tensor, v: Tensor) -> Memory:
         """The memory a request would have had, had this layer been converted from its first token on.
@@ -194,6 +226,25 @@ class DslaMixer(nn.Module):
         first = min(tokens, n_sinks)
         memory["sinks_k"][0, :first], memory["sinks_v"][0, :first] = k[:first], v[:first]
         return memory
+
+    def _kernel_weights(self) -> DslaWeights | None:
+        """What the native kernels need, or None where they do not compute what this mixer does."""
+        config, dim = self.config, self.shape.head_dim
+        if (
+            (config.feature_map, config.normalizer, config.mixing) != ("hedgehog", "shared", "query")
+            or (config.gate_shape, config.gate_source) != ("scalar", "key")
+            or (self.width, dim % 32) != (2 * dim, 0)
+            or dim > MAX_DIM
+            or config.n_states > MAX_STATES
+            or config.window + config.sinks > MAX_NEAR
+            or self.states_off
+        ):
+            return None
+        parts: tuple[Any, ...] = (self.features_q, self.features_k, self.gates, self.mixing)
+        weights = (*(part.weight for part in parts[:3]), self.gates.bias, parts[3].weight, self.mixing.bias)
+        if any(weight.dtype is not torch.float32 for weight in weights):
+            return None
+        return DslaWeights(weights, config.gate_temperature, config.log_gate_floor)
 
     def _state_inputs(self, x: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features, values and log gates of tokens entering the states; no-ops where `positions` `[B, T]` are sinks or < 0."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from dsla.mixers.base import AttentionShape, StateSpec, TensorSpec
-from dsla.ops import causal_attention
+from dsla.mixers.base import AttentionShape, Memory, StateSpec, TensorSpec
+from dsla.ops import attend_decode, attend_prefill
+from dsla.ops.cpu import PageTable
 
 
 class SoftmaxMixer:
@@ -24,15 +27,12 @@ class SoftmaxMixer:
         row = TensorSpec((self.shape.n_kv_heads, self.shape.head_dim), dtype)
         return StateSpec(per_token={"k": row, "v": row}, fixed={})
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Mixes the last T of n tokens of one request.
+    def step(
+        self, q: Tensor, k: Tensor, v: Tensor, pages: Memory, tables: Sequence[PageTable], lengths: Tensor
+    ) -> Tensor:
+        """Mixes one new token of each of N requests; arguments as `dsla.ops.attend_decode`."""
+        return attend_decode(q, k, v, pages, tables, lengths)
 
-        Args:
-            q: rotated queries `[T, H, D]`.
-            k: rotated keys `[n, G, D]`, the T new ones last.
-            v: values `[n, G, D]`.
-
-        Returns:
-            `[T, H, D]`.
-        """
-        return causal_attention(q, k, v)
+    def prefill(self, q: Tensor, k: Tensor, v: Tensor, pages: Memory, table: PageTable, prior: int) -> Tensor:
+        """Mixes T new tokens of one request; arguments as `dsla.ops.attend_prefill`."""
+        return attend_prefill(q, k, v, pages, table, prior)

@@ -17,18 +17,25 @@ B = 1 and described by `cu_seqlens` `[N + 1]` (int64, starts at 0, ends at T). T
 which is equation (4)/(5) of Ro et al., ICML 2025, before the two reads are mixed.
 """
 
-from dsla.ops.attention import causal_attention, window_attention
+from dsla.ops.attention import window_attention
 from dsla.ops.chunk import LOG_GATE_FLOOR, chunk_dsla
 from dsla.ops.fold import fold_kv
 from dsla.ops.naive import naive_dsla
+from dsla.ops.paged import attend_decode, attend_prefill, gathered
 from dsla.ops.recurrent import recurrent_dsla
+from dsla.ops.rows import rms_norm, rotate, silu_mul
 
 __all__ = [
     "LOG_GATE_FLOOR",
-    "causal_attention",
+    "attend_decode",
+    "attend_prefill",
     "chunk_dsla",
     "fold_kv",
+    "gathered",
     "naive_dsla",
     "recurrent_dsla",
+    "rms_norm",
+    "rotate",
+    "silu_mul",
     "window_attention",
 ]

@@ -1,0 +1,70 @@
+"""Projections of the decoder, in the forms their weights are kept in; all give `x weight^T + bias`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from dsla.ops.cpu import native
+from dsla.ops.linear import fits, linear_int4, linear_packed, pack, pack_int4, rows
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Weight `[n_out, n_in]` and bias `[n_out]` (or None)."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Rows `index` `[n]` of the weight, `[n, n_in]`."""
+        return F.embedding(index, self.weight)
+
+
+@dataclass(frozen=True)
+class PackedLinear:
+    """A bf16 weight as panels for the CPU kernels (`dsla.ops.linear.pack`)."""
+
+    panels: Tensor
+    bias: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return linear_packed(x, self.panels, self.bias)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Rows `index` `[n]` of the weight, `[n, n_in]`."""
+        return rows(self.panels, index)
+
+
+@dataclass(frozen=True)
+class Int4Linear:
+    """A weight rounded to four bits in groups of 32 inputs (`dsla.ops.linear.pack_int4`)."""
+
+    panels: Tensor
+    bias: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return linear_int4(x, self.panels, self.bias)
+
+
+Projection = Linear | PackedLinear | Int4Linear
+Embedding = Linear | PackedLinear
+
+
+def packed(linear: Linear) -> Linear | PackedLinear:
+    """`linear` in the form the CPU kernels read fastest; itself where they do not compute on it."""
+    if native(linear.weight) is None or not fits(linear.weight):
+        return linear
+    return PackedLinear(pack(linear.weight), linear.bias)
+
+
+def rounded_to_int4(linear: Linear) -> Linear | PackedLinear | Int4Linear:
+    """`linear` in four bits; packed only where its shape is not a whole number of groups."""
+    if not fits(linear.weight):
+        return packed(linear)
+    return Int4Linear(pack_int4(linear.weight), linear.bias)

@@ -1,0 +1,5 @@
+"""Native kernels of the decode and prefill paths on a CPU: compiled on first use, in bfloat16; without them PyTorch does it."""
+
+from dsla.ops.cpu.bindings import MAX_DIM, MAX_NEAR, MAX_STATES, DslaWeights, PageTable, kernels, native
+
+__all__ = ["MAX_DIM", "MAX_NEAR", "MAX_STATES", "DslaWeights", "PageTable", "kernels", "native"]

@@ -1,0 +1,243 @@
+"""The compiled kernels as functions of tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsla.errors import KernelError
+from dsla.ops.cpu.build import library
+
+MAX_DIM, MAX_STATES, MAX_NEAR = 256, 8, 1024
+POOLS = ("states", "window_k", "window_v", "sinks_k", "sinks_v")
+
+_log = logging.getLogger(__name__)
+
+_int, _long, _float, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+_ROWS = [_pointer, _long] * 3
+_SIGNATURES = {
+    "dsla_attend_decode": [*[_int] * 5, *_ROWS, _pointer, _pointer, _long, _int, _pointer, _pointer, _pointer],
+    "dsla_attend_prefill": [*[_int] * 5, *_ROWS, _pointer, _pointer, _long, _int, _pointer, _long, _pointer],
+    "dsla_step": [*[_int] * 8, _float, _float, *[_pointer] * 6, *_ROWS, *[_pointer] * 5],
+    "dsla_prefill": [_int, _long, *[_int] * 6, _float, _float, *[_pointer] * 6, *_ROWS, _pointer, _long, _pointer],
+    "dsla_linear": [_int, *[_long] * 3, *[_pointer] * 4],
+    "dsla_linear_int4": [_int, *[_long] * 3, *[_pointer] * 4],
+    "dsla_rms_norm": [_int, _long, _long, _pointer, _pointer, _float, _pointer],
+    "dsla_silu_mul": [_int, _long, _long, _pointer, _pointer],
+    "dsla_rotate": [_int, *[_long] * 4, _pointer, _long, _pointer, _pointer, _pointer],
+}  # fmt: skip
+
+
+class PageTable(Protocol):
+    """The pages of one layer of one request.
+
+    Attributes:
+        units: row of the page pools of each page `[n_pages]`, int64.
+        address: where `units` starts in memory.
+    """
+
+    @property
+    def units(self) -> np.ndarray: ...
+    @property
+    def address(self) -> int: ...
+
+
+@cache
+def kernels() -> Kernels | None:
+    """The kernels, or None where they cannot be had (a warning says why) or `DSLA_KERNELS=off` is set."""
+    if os.environ.get("DSLA_KERNELS") == "off":
+        return None
+    try:
+        return Kernels(ctypes.CDLL(str(library())))
+    except (KernelError, OSError) as error:
+        _log.warning("CPU kernels are off, PyTorch computes instead: %s", error)
+        return None
+
+
+def native(x: Tensor) -> Kernels | None:
+    """The kernels, if they compute on `x`: bfloat16 on a CPU, and no gradient is wanted."""
+    if x.dtype is not torch.bfloat16 or x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad):
+        return None
+    return kernels()
+
+
+@dataclass(frozen=True)
+class DslaWeights:
+    """A mixer the kernels know: hedgehog features, a shared normaliser, scalar gates from keys, query mixing; fp32.
+
+    Attributes:
+        tensors: weights of the feature maps of q and k, of the gates and their bias, of the mixing and its bias.
+        temperature: divisor of the log gates.
+        floor: smallest log gate.
+    """
+
+    tensors: tuple[Tensor, ...]
+    temperature: float
+    floor: float
+
+    @property
+    def arguments(self) -> tuple[float | int, ...]:
+        """As the kernels take them."""
+        return (self.temperature, self.floor, *(tensor.data_ptr() for tensor in self.tensors))
+
+
+class Kernels:
+    """The kernels of a compiled library; all take bfloat16 and use PyTorch's number of threads.
+
+    Args:
+        compiled: the library.
+    """
+
+    def __init__(self, compiled: ctypes.CDLL) -> None:
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(compiled, name)
+            function.argtypes, function.restype = arguments, None
+        self._attend_decode, self._attend_prefill = compiled.dsla_attend_decode, compiled.dsla_attend_prefill
+        self._step, self._extend = compiled.dsla_step, compiled.dsla_prefill
+        self._rms_norm = compiled.dsla_rms_norm
+        self._linear, self._linear_int4 = compiled.dsla_linear, compiled.dsla_linear_int4
+        self._silu_mul, self._rotate = compiled.dsla_silu_mul, compiled.dsla_rotate
+
+    def attend_decode(
+        self, q: Tensor, k: Tensor, v: Tensor, pages: Mapping[str, Tensor], tables: Sequence[PageTable], lengths: Tensor
+    ) -> Tensor:
+        """One new token of each of N requests: its key and value go to their page, its query attends over all.
+
+        Args:
+            q: `[N, H, D]`, as `k` and `v` with contiguous heads.
+            k: `[N, G, D]`.
+            v: `[N, G, D]`.
+            pages: `k` and `v`, `[n_units, page_tokens, G, D]`.
+            tables: the pages of each request, with room for the new token.
+            lengths: tokens seen before, `[N]` int64.
+
+        Returns:
+            `[N, H, D]`.
+        """
+        y, seen = q.new_empty(q.shape), lengths + 1
+        places = torch.tensor([table.address for table in tables])
+        self._attend_decode(
+            torch.get_num_threads(), *q.shape[:2], *k.shape[1:], *_rows(q, k, v), *_pages(pages), places.data_ptr(),
+            seen.data_ptr(), y.data_ptr(),
+        )  # fmt: skip
+        return y
+
+    def attend_prefill(
+        self, q: Tensor, k: Tensor, v: Tensor, pages: Mapping[str, Tensor], table: PageTable, prior: int
+    ) -> Tensor:
+        """T new tokens of one request that has seen `prior`; arguments else as `attend_decode`, `[T, ...]`."""
+        y = q.new_empty(q.shape)
+        self._attend_prefill(
+            torch.get_num_threads(), *q.shape[:2], *k.shape[1:], *_rows(q, k, v), *_pages(pages), table.address, prior,
+            y.data_ptr(),
+        )  # fmt: skip
+        return y
+
+    def step(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        pool: Mapping[str, Tensor],
+        slots: Tensor,
+        lengths: Tensor,
+        weights: DslaWeights,
+    ) -> Tensor:
+        """The decode step of a DSLA mixer.
+
+        Args:
+            q: `[N, H, D]`, as `k` and `v` with contiguous heads.
+            k: `[N, G, D]`.
+            v: `[N, G, D]`.
+            pool: the requests' memory, changed in place.
+            slots: row of each request, `[N]` int64.
+            lengths: tokens seen before, `[N]` int64.
+            weights: of the mixer.
+
+        Returns:
+            `[N, H, D]`.
+        """
+        y, pools = q.new_empty(q.shape), [pool[name] for name in POOLS]
+        row_bytes = torch.tensor([part.stride(0) * part.element_size() for part in pools])
+        addresses = torch.tensor([part.data_ptr() for part in pools])
+        self._step(
+            torch.get_num_threads(), *_sizes(q, k, pools), *weights.arguments, *_rows(q, k, v), addresses.data_ptr(),
+            row_bytes.data_ptr(), slots.data_ptr(), lengths.data_ptr(), y.data_ptr(),
+        )  # fmt: skip
+        return y
+
+    def extend(
+        self, q: Tensor, k: Tensor, v: Tensor, pool: Mapping[str, Tensor], slot: int, prior: int, weights: DslaWeights
+    ) -> Tensor:
+        """T new tokens of one request that has seen `prior`, its memory at row `slot`; else as `step`, `[T, ...]`."""
+        y, pools = q.new_empty(q.shape), [pool[name] for name in POOLS]
+        addresses = torch.tensor([part.data_ptr() + slot * part.stride(0) * part.element_size() for part in pools])
+        self._extend(
+            torch.get_num_threads(), *_sizes(q, k, pools), *weights.arguments, *_rows(q, k, v), addresses.data_ptr(),
+            prior, y.data_ptr(),
+        )  # fmt: skip
+        return y
+
+    def linear(self, x: Tensor, panels: Tensor, bias: Tensor | None) -> Tensor:
+        """`x [n, k] w^T + bias`, contiguous; w in panels of 16 outputs, `[n_out / 16, k / 2, 16]` int32: see `linear.cpp`."""
+        return self._product(self._linear, x, panels, bias)
+
+    def linear_int4(self, x: Tensor, panels: Tensor, bias: Tensor | None) -> Tensor:
+        """The same with int4 weights, `[n_out / 16, k / 32, 5, 16]` int32."""
+        return self._product(self._linear_int4, x, panels, bias)
+
+    def _product(self, kernel: Callable[..., None], x: Tensor, panels: Tensor, bias: Tensor | None) -> Tensor:
+        n_out = len(panels) * panels.shape[-1]
+        y = x.new_empty(len(x), n_out)
+        kernel(
+            torch.get_num_threads(), *x.shape, n_out, x.data_ptr(), panels.data_ptr(),
+            None if bias is None else bias.data_ptr(), y.data_ptr(),
+        )  # fmt: skip
+        return y
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """`weight * x / rms(x)` of rows `[..., n]`, contiguous."""
+        y = torch.empty_like(x)
+        width = x.shape[-1]
+        self._rms_norm(
+            torch.get_num_threads(), x.numel() // width, width, x.data_ptr(), weight.data_ptr(), eps, y.data_ptr()
+        )
+        return y
+
+    def silu_mul(self, x: Tensor) -> Tensor:
+        """`silu(gate) * up` `[T, n]` of contiguous rows `[T, 2 n]` that hold gate, then up."""
+        y = x.new_empty(len(x), x.shape[1] // 2)
+        self._silu_mul(torch.get_num_threads(), *y.shape, x.data_ptr(), y.data_ptr())
+        return y
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Heads `[T, n_heads, D]`, contiguous but for the first axis, rotated by cos and sin `[T, R]` of their positions."""
+        y = x.new_empty(x.shape)
+        self._rotate(
+            torch.get_num_threads(), *x.shape, cos.shape[1], x.data_ptr(), x.stride(0), cos.data_ptr(), sin.data_ptr(),
+            y.data_ptr(),
+        )  # fmt: skip
+        return y
+
+
+def _sizes(q: Tensor, k: Tensor, pools: Sequence[Tensor]) -> tuple[int, ...]:
+    """Tokens or requests, heads, KV heads, head dim, states, window, sinks."""
+    return (*q.shape[:2], *k.shape[1:], pools[0].shape[1], pools[1].shape[1], pools[3].shape[1])
+
+
+def _rows(*parts: Tensor) -> list[int]:
+    return [number for part in parts for number in (part.data_ptr(), part.stride(0))]
+
+
+def _pages(pages: Mapping[str, Tensor]) -> tuple[int, int, int, int]:
+    k, v = pages["k"], pages["v"]
+    return k.data_ptr(), v.data_ptr(), k.stride(0) * k.element_size(), k.shape[1]

@@ -1,0 +1,66 @@
+"""Compiles the C++ sources of this folder for the processor at hand, once, into the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+from dsla.errors import KernelError
+from dsla.hub import cache_dir
+from dsla.storage import write_atomically
+
+SOURCES = ("attention.cpp", "step.cpp", "prefill.cpp", "linear.cpp", "rows.cpp")
+_HEADERS = ("vec.h", "tiles.h", "mixer.h")
+# -fopenmp only to compile: the OpenMP calls are resolved to the runtime that PyTorch has loaded, so that both share threads.
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-c")
+_SECONDS = 120
+
+_log = logging.getLogger(__name__)
+
+
+def library() -> Path:
+    """The compiled kernels, compiled now if this machine has not done so yet.
+
+    Raises:
+        KernelError: if there is no C++ compiler, or it fails.
+    """
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        raise KernelError("no C++ compiler (g++ or clang++) was found: install one for the fast CPU kernels")
+    folder = Path(__file__).parent
+    version = _run([compiler, "-march=native", "-dM", "-E", "-x", "c++", "/dev/null"])
+    digest = hashlib.sha256("\0".join((compiler, version, platform.platform(), *_FLAGS)).encode())
+    for name in (*SOURCES, *_HEADERS):
+        digest.update((folder / name).read_bytes())
+    built = cache_dir() / "kernels" / f"{digest.hexdigest()[:16]}.so"
+    if not built.is_file():
+        _log.info("compiling the CPU kernels, once for this machine")
+        built.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(built, lambda path: _compile(compiler, folder, path))
+    return built
+
+
+def _compile(compiler: str, folder: Path, out: Path) -> None:
+    objects = []
+    try:
+        for name in SOURCES:
+            objects.append(out.with_name(f"{out.name}.{name}.o"))
+            _run([compiler, *_FLAGS, str(folder / name), "-o", str(objects[-1])])
+        _run([compiler, "-shared", *map(str, objects), "-o", str(out)])
+    finally:
+        for path in objects:
+            path.unlink(missing_ok=True)
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KernelError(f"the C++ compiler did not finish: {error}") from None
+    if done.returncode:
+        raise KernelError(f"the C++ compiler failed: {' '.join(command)}\n{done.stderr.strip()[-2000:]}")
+    return done.stdout

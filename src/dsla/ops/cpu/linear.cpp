@@ -1,0 +1,129 @@
+// Products with a weight matrix, packed into panels of 16 outputs: bfloat16 or int4 weights, bfloat16 rows, sums in fp32.
+
+#include <algorithm>
+#include <vector>
+
+#include "vec.h"
+
+using namespace dsla;
+
+namespace {
+
+constexpr int MAX_ROWS = 8;  // rows of x a tile holds
+constexpr int WIDE = 3;      // panels of a wide tile
+
+// A panel of bfloat16 weights: 16 outputs, K inputs by pairs, [K / 2][16][2].
+// y[M][16] = x [M, K] w^T
+template <int M>
+void tile(const uint16_t* x, const uint32_t* panel, int64_t k, vf* y) {
+    constexpr int CHAINS = M >= 4 ? 1 : 4;  // sums of each output: enough to hide the latency of one
+    vf acc[M][CHAINS] = {};
+    for (int64_t pair = 0; pair < k / 2; pair += CHAINS)
+        for (int c = 0; c < CHAINS; c++) {
+            const vu weights = load<vu>(panel + (pair + c) * LANES);
+            for (int m = 0; m < M; m++)
+                acc[m][c] = dot_pairs(acc[m][c], splat(load<uint32_t>(x + m * k + 2 * (pair + c))), weights);
+        }
+    for (int m = 0; m < M; m++) {
+        y[m] = acc[m][0];
+        for (int c = 1; c < CHAINS; c++) y[m] += acc[m][c];
+    }
+}
+
+// The same for 8 rows and 3 panels, y[3][8][16]: a load serves more products.
+void wide_tile(const uint16_t* x, const uint32_t* panels, int64_t k, vf (*y)[MAX_ROWS]) {
+    vf acc[WIDE][MAX_ROWS] = {};
+    for (int64_t pair = 0; pair < k / 2; pair++) {
+        vu weights[WIDE];
+        for (int p = 0; p < WIDE; p++) weights[p] = load<vu>(panels + p * k / 2 * LANES + pair * LANES);
+        for (int m = 0; m < MAX_ROWS; m++) {
+            const vu pairs = splat(load<uint32_t>(x + m * k + 2 * pair));
+            for (int p = 0; p < WIDE; p++) acc[p][m] = dot_pairs(acc[p][m], pairs, weights[p]);
+        }
+    }
+    for (int p = 0; p < WIDE; p++)
+        for (int m = 0; m < MAX_ROWS; m++) y[p][m] = acc[p][m];
+}
+
+constexpr decltype(&tile<1>) TILES[] = {tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>, tile<7>, tile<8>};
+
+// A panel of int4 weights: 16 outputs, K inputs in groups of 32. Of each group, first 4 x 16 words: word o of quarter c holds of
+// output o the 8 weights of inputs 8 c ... 8 c + 7, input 8 c + 2 i + j in bits 4 i + 16 j and up; then 16 scales and 16
+// least values in bfloat16. A weight is least + scale * bits; bits + 128 is exact in bfloat16, and made by one "or".
+constexpr int GROUP = 32;
+constexpr int GROUP_WORDS = 5 * LANES;
+
+// y[M][16] = x [M, K] w^T; `totals` [M, K / 32] are the sums of x by group.
+template <int M>
+void tile_int4(const uint16_t* x, const float* totals, const uint32_t* panel, int64_t k, vf* y) {
+    for (int m = 0; m < M; m++) y[m] = vf{};
+    for (int64_t g = 0; g < k / GROUP; g++, panel += GROUP_WORDS) {
+        vf acc[M] = {};
+        for (int c = 0; c < 4; c++) {
+            const vu words = load<vu>(panel + c * LANES);
+            for (int i = 0; i < 4; i++) {
+                const vu weights = (words >> (4 * i) & 0x000f000fu) | 0x43004300u;
+                for (int m = 0; m < M; m++)
+                    acc[m] = dot_pairs(acc[m], splat(load<uint32_t>(x + m * k + g * GROUP + c * 8 + 2 * i)), weights);
+            }
+        }
+        const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + 4 * LANES);
+        const vf scale = widen(scales), offset = widen(scales + LANES) - 128.0f * scale;
+        for (int m = 0; m < M; m++) y[m] += scale * acc[m] + offset * totals[m * (k / GROUP) + g];
+    }
+}
+
+constexpr decltype(&tile_int4<1>) TILES_INT4[] = {tile_int4<1>, tile_int4<2>, tile_int4<3>, tile_int4<4>,
+                                                  tile_int4<5>, tile_int4<6>, tile_int4<7>, tile_int4<8>};
+
+void put(const vf* y, int rows, const uint16_t* bias, int64_t first, int64_t n_out, uint16_t* out) {
+    const vf add = bias ? widen(bias + first) : vf{};
+    for (int m = 0; m < rows; m++) narrow(out + m * n_out + first, y[m] + add);
+}
+
+}  // namespace
+
+extern "C" {
+
+// y [n, n_out] = x [n, k] w [n_out, k]^T + bias (or null); w in panels, k a multiple of 32, n_out of 16.
+void dsla_linear(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_t* x, const uint32_t* w, const uint16_t* bias,
+                 uint16_t* y) {
+    const int64_t panels = n_out / LANES;
+    // Panels stay in the first cache while all rows pass by them.
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t begin = 0; begin < panels; begin += WIDE) {
+        const int64_t end = std::min(begin + WIDE, panels);
+        for (int64_t row = 0; row < n; row += MAX_ROWS) {
+            const int rows = int(std::min<int64_t>(MAX_ROWS, n - row));
+            vf out[WIDE][MAX_ROWS];
+            if (rows == MAX_ROWS && end - begin == WIDE)
+                wide_tile(x + row * k, w + begin * k / 2 * LANES, k, out);
+            else
+                for (int64_t p = begin; p < end; p++) TILES[rows - 1](x + row * k, w + p * k / 2 * LANES, k, out[p - begin]);
+            for (int64_t p = begin; p < end; p++) put(out[p - begin], rows, bias, p * LANES, n_out, y + row * n_out);
+        }
+    }
+}
+
+// The same with int4 weights, packed as above.
+void dsla_linear_int4(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_t* x, const uint32_t* w,
+                      const uint16_t* bias, uint16_t* y) {
+    const int64_t groups = k / GROUP;
+    std::vector<float> totals(n * groups);
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < n * groups; i++)
+            totals[i] = sum(widen(x + i * GROUP) + widen(x + i * GROUP + LANES));
+#pragma omp for schedule(static)
+        for (int64_t first = 0; first < n_out; first += LANES)
+            for (int64_t row = 0; row < n; row += MAX_ROWS) {
+                const int rows = int(std::min<int64_t>(MAX_ROWS, n - row));
+                vf out[MAX_ROWS];
+                TILES_INT4[rows - 1](x + row * k, totals.data() + row * groups, w + first / LANES * groups * GROUP_WORDS, k, out);
+                put(out, rows, bias, first, n_out, y + row * n_out);
+            }
+    }
+}
+
+}  // extern "C"

@@ -1,0 +1,310 @@
+// T new tokens of one request through a converted layer, by chunks: window and sinks, both states, and their mixing.
+//
+// Within a chunk the weight of token j for query t in head h is (q_t k_j) sum_s factor_s exp(cum_s[t] - cum_s[j]), both states in
+// one product; what came before the chunk is read from the states as they were at its start.
+
+#include <cstdlib>
+#include <vector>
+
+#include "mixer.h"
+#include "tiles.h"
+
+using namespace dsla;
+
+namespace {
+
+constexpr int CHUNK = 48;
+constexpr int CHUNK_VECTORS = CHUNK / LANES;
+constexpr int TILE = 4;  // rows of an fp32 tile
+
+// acc[TILE][N] += a [TILE, k] b [k, N * 16]
+template <int N>
+inline void product(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int k, vf (*acc)[N]) {
+    vf sums[TILE][N];
+    for (int i = 0; i < TILE; i++)
+        for (int c = 0; c < N; c++) sums[i][c] = acc[i][c];
+    for (int x = 0; x < k; x++) {
+        vf row[N];
+        for (int c = 0; c < N; c++) row[c] = load<vf>(b + x * b_stride + c * LANES);
+        for (int i = 0; i < TILE; i++)
+            for (int c = 0; c < N; c++) sums[i][c] += a[i * a_stride + x] * row[c];
+    }
+    for (int i = 0; i < TILE; i++)
+        for (int c = 0; c < N; c++) acc[i][c] = sums[i][c];
+}
+
+struct Prompt {
+    const Layer& p;
+    int64_t tokens, chunks;
+    int width, columns;
+    int64_t state_size;
+    std::vector<uint16_t> near_k, near_v;  // [W + T, G, D], from the oldest token of the window on
+    std::vector<float> keys;               // [chunks, G, F, CHUNK], features of the tokens that leave the window
+    std::vector<float> values;             // [chunks * CHUNK, G, D]
+    std::vector<float> cum;                // [chunks, S, G, CHUNK], log gates summed from the chunk's start
+    std::vector<float> starts;             // [chunks, S, G, F, D + 1], states at the chunk's start
+
+    Prompt(const Layer& p, int64_t tokens)
+        : p(p), tokens(tokens), chunks((tokens + CHUNK - 1) / CHUNK), width(2 * p.dim), columns(p.dim + 1),
+          state_size(int64_t(width) * columns), near_k((p.window + tokens) * p.groups * p.dim), near_v(near_k.size()),
+          keys(chunks * p.groups * width * CHUNK), values(chunks * CHUNK * p.groups * p.dim),
+          cum(chunks * p.states * p.groups * CHUNK), starts(chunks * p.states * p.groups * state_size) {}
+
+    float* chunk_keys(int64_t c, int g) { return keys.data() + (c * p.groups + g) * width * CHUNK; }
+    float* chunk_cum(int64_t c, int s, int g) { return cum.data() + ((c * p.states + s) * p.groups + g) * CHUNK; }
+    float* start(int64_t c, int s, int g) { return starts.data() + ((c * p.states + s) * p.groups + g) * state_size; }
+
+    // Features, values and log gates of one chunk's tokens that leave the window; sinks and places before the text enter nothing.
+    void enter(int64_t c, int64_t prior) {
+        float feature[2 * MAX_DIM];
+        for (int g = 0; g < p.groups; g++) {
+            float* to = chunk_keys(c, g);
+            std::vector<float> total(p.states, 0.0f);
+            for (int j = 0; j < CHUNK; j++) {
+                const int64_t t = c * CHUNK + j;
+                const bool enters = t < tokens && prior + t - p.window >= p.sinks;
+                const int64_t at = (t * p.groups + g) * p.dim;
+                if (enters) {
+                    features(near_k.data() + at, p.k_map + g * p.dim * p.dim, p.dim, feature);
+                    for (int f = 0; f < width; f++) to[f * CHUNK + j] = feature[f];
+                    for (int d = 0; d < p.dim; d++) values[at + d] = widen(near_v[at + d]);
+                }
+                for (int s = 0; s < p.states; s++) {
+                    if (enters) total[s] += log_gate(p, s, g, near_k.data() + at);
+                    chunk_cum(c, s, g)[j] = total[s];
+                }
+            }
+        }
+    }
+
+    // The states of one KV head at the start of every chunk; leaves the last in `state`.
+    void scan(int s, int g, float* state) {
+        std::vector<float> scaled(width * CHUNK);
+        for (int64_t c = 0; c < chunks; c++) {
+            std::memcpy(start(c, s, g), state, state_size * 4);
+            const float *k = chunk_keys(c, g), *sums = chunk_cum(c, s, g);
+            const float last = sums[CHUNK - 1], keep = std::exp(last);
+            vf decay[CHUNK_VECTORS];
+            for (int v = 0; v < CHUNK_VECTORS; v++) decay[v] = exponential(last - load<vf>(sums + v * LANES));
+            for (int f = 0; f < width; f++) {
+                vf total = {};
+                for (int v = 0; v < CHUNK_VECTORS; v++) {
+                    const vf x = load<vf>(k + f * CHUNK + v * LANES) * decay[v];
+                    store(scaled.data() + f * CHUNK + v * LANES, x);
+                    total += x;
+                }
+                float& norm = state[f * columns + p.dim];
+                norm = norm * keep + sum(total);
+            }
+            const float* v = values.data() + (c * CHUNK * p.groups + g) * p.dim;
+            for (int f = 0; f < width; f += TILE)
+                for (int d = 0; d < p.dim; d += 2 * LANES) {
+                    vf acc[TILE][2];
+                    for (int i = 0; i < TILE; i++)
+                        for (int e = 0; e < 2; e++) acc[i][e] = load<vf>(state + (f + i) * columns + d + e * LANES) * keep;
+                    product<2>(scaled.data() + f * CHUNK, CHUNK, v + d, p.groups * p.dim, CHUNK, acc);
+                    for (int i = 0; i < TILE; i++)
+                        for (int e = 0; e < 2; e++) store(state + (f + i) * columns + d + e * LANES, acc[i][e]);
+                }
+        }
+    }
+};
+
+// What one thread works with on one chunk and KV head.
+struct Workspace {
+    float features[CHUNK * 2 * MAX_DIM], decays[MAX_STATES][CHUNK * CHUNK], weights[CHUNK * CHUNK], factors[MAX_STATES][CHUNK];
+    float far_y[CHUNK * MAX_DIM], far[CHUNK];
+    std::vector<uint32_t> packed_k, packed_v;
+    uint16_t q[CHUNK * MAX_DIM];
+    float scores[ROWS * BLOCK_KEYS];
+    alignas(4) uint16_t exps[ROWS * BLOCK_KEYS];
+    float near_y[CHUNK * MAX_DIM], top[CHUNK], total[CHUNK];
+
+    // Reads of the states, weighted: far_y [CHUNK, D] and the sums of weights far [CHUNK]; q rows [CHUNK, D] of head h.
+    void read_states(Prompt& prompt, int64_t c, int g, int h) {
+        const Layer& p = prompt.p;
+        const int width = prompt.width, dim = p.dim;
+        for (int t = 0; t < CHUNK; t++) {
+            dsla::features(q + t * dim, p.q_map + int64_t(h) * dim * dim, dim, features + t * width);
+            for (int s = 0; s < p.states; s++) factors[s][t] = factor(p, s, h, q + t * dim);
+        }
+        const float* keys = prompt.chunk_keys(c, g);
+        for (int t = 0; t < CHUNK; t += TILE) {
+            vf acc[TILE][CHUNK_VECTORS] = {};
+            product<CHUNK_VECTORS>(features + t * width, width, keys, CHUNK, width, acc);
+            for (int i = 0; i < TILE; i++) {
+                vf total = {};
+                for (int v = 0; v < CHUNK_VECTORS; v++) {
+                    vf weight = {};
+                    for (int s = 0; s < p.states; s++)
+                        weight += factors[s][t + i] * load<vf>(decays[s] + (t + i) * CHUNK + v * LANES);
+                    acc[i][v] *= weight;
+                    total += acc[i][v];
+                    store(weights + (t + i) * CHUNK + v * LANES, acc[i][v]);
+                }
+                far[t + i] = sum(total);
+            }
+        }
+        const float* values = prompt.values.data() + (c * CHUNK * p.groups + g) * dim;
+        float shares[MAX_STATES][CHUNK];
+        for (int s = 0; s < p.states; s++)
+            for (int t = 0; t < CHUNK; t++) shares[s][t] = factors[s][t] * std::exp(prompt.chunk_cum(c, s, g)[t]);
+        for (int t = 0; t < CHUNK; t += TILE)
+            for (int d = 0; d < dim; d += 2 * LANES) {
+                vf y[TILE][2] = {};
+                product<2>(weights + t * CHUNK, CHUNK, values + d, p.groups * dim, CHUNK, y);
+                for (int s = 0; s < p.states; s++) {
+                    vf read[TILE][2] = {};
+                    product<2>(features + t * width, width, prompt.start(c, s, g) + d, prompt.columns, width, read);
+                    for (int i = 0; i < TILE; i++)
+                        for (int e = 0; e < 2; e++) y[i][e] += shares[s][t + i] * read[i][e];
+                }
+                for (int i = 0; i < TILE; i++)
+                    for (int e = 0; e < 2; e++) store(far_y + (t + i) * dim + d + e * LANES, y[i][e]);
+            }
+        for (int s = 0; s < p.states; s++) {
+            float norms[2 * MAX_DIM];
+            for (int f = 0; f < width; f++) norms[f] = prompt.start(c, s, g)[f * prompt.columns + dim];
+            for (int t = 0; t < CHUNK; t++) {
+                vf total = {};
+                for (int f = 0; f < width; f += LANES) total += load<vf>(features + t * width + f) * load<vf>(norms + f);
+                far[t] += shares[s][t] * sum(total);
+            }
+        }
+    }
+
+    // decays[s][t, j] = exp(cum_s[t] - cum_s[j]) for j <= t, else 0.
+    void prepare(Prompt& prompt, int64_t c, int g) {
+        for (int s = 0; s < prompt.p.states; s++) {
+            const float* cum = prompt.chunk_cum(c, s, g);
+            for (int t = 0; t < CHUNK; t++) {
+                for (int v = 0; v < CHUNK_VECTORS; v++)
+                    store(decays[s] + t * CHUNK + v * LANES, exponential(cum[t] - maximum(load<vf>(cum + v * LANES), splat(cum[t]))));
+                for (int j = t + 1; j < CHUNK; j++) decays[s][t * CHUNK + j] = 0.0f;
+            }
+        }
+    }
+
+    // Softmax attention over window and sinks: near_y [CHUNK, D] over weights total * e^top. Keys lie packed, near ones first.
+    void read_near(const Layer& p, int64_t position, int count, int near, int padded) {
+        const int dim = p.dim, pairs = dim / 2;
+        const float scale = 1.0f / std::sqrt(float(dim));
+        std::fill_n(near_y, CHUNK * dim, 0.0f);
+        for (int t = 0; t < CHUNK; t++) top[t] = -1e30f, total[t] = 0.0f;
+        for (int key = 0; key < padded; key += BLOCK_KEYS) {
+            const int width = std::min(BLOCK_KEYS, padded - key);
+            for (int first = 0; first < CHUNK; first += ROWS) {
+                for (int c = 0; c < width; c += 64)
+                    score_tile(q + first * dim, dim, packed_k.data() + int64_t(key + c) * pairs, dim, scale, scores + c);
+                float keep[ROWS];
+                for (int i = 0; i < ROWS; i++) {
+                    const int t = std::min(first + i, count - 1);
+                    const int64_t at = position + t;
+                    // Row t sees near keys [t, t + W) that exist, and the sinks that have left its window.
+                    const int64_t begin = std::max<int64_t>(t, p.window - 1 - position), end = t + p.window;
+                    const int64_t sinks = near + std::clamp<int64_t>(at - p.window + 1, 0, p.sinks);
+                    float* row = scores + i * BLOCK_KEYS;
+                    for (int c = 0; c < width; c++) {
+                        const int64_t index = key + c;
+                        if (!((index >= begin && index < end) || (index >= near && index < sinks))) row[c] = -INFINITY;
+                    }
+                    vf most = load<vf>(row);
+                    for (int c = LANES; c < width; c += LANES) most = maximum(most, load<vf>(row + c));
+                    const float highest = std::max(top[first + i], maximum(most));
+                    vf sums = {};
+                    for (int c = 0; c < width; c += LANES) {
+                        const vf e = exponential(load<vf>(row + c) - highest);
+                        sums += e;
+                        narrow(exps + i * BLOCK_KEYS + c, e);
+                    }
+                    keep[i] = std::exp(top[first + i] - highest);
+                    top[first + i] = highest;
+                    total[first + i] = total[first + i] * keep[i] + sum(sums);
+                }
+                add_values(exps, packed_v.data() + int64_t(key) * pairs, dim, width, keep, near_y + first * dim);
+            }
+        }
+    }
+};
+
+}  // namespace
+
+extern "C" {
+
+// q [T, H, D], k and v [T, G, D] with given row strides (elements), y [T, H, D]; the request's memory (five parts, in place)
+// holds `prior` tokens.
+void dsla_prefill(int threads, int64_t tokens, int heads, int groups, int dim, int states, int window, int sinks,
+                  float temperature, float floor, const float* q_map, const float* k_map, const float* gate,
+                  const float* gate_bias, const float* mix, const float* mix_bias, const uint16_t* q, int64_t q_stride,
+                  const uint16_t* k, int64_t k_stride, const uint16_t* v, int64_t v_stride, char* const* parts,
+                  int64_t prior, uint16_t* y) {
+    const Layer p{heads, groups, dim, states, window, sinks, temperature, floor, q_map, k_map, gate, gate_bias, mix, mix_bias};
+    const Slot slot{reinterpret_cast<float*>(parts[0]), reinterpret_cast<uint16_t*>(parts[1]),
+                    reinterpret_cast<uint16_t*>(parts[2]), reinterpret_cast<uint16_t*>(parts[3]),
+                    reinterpret_cast<uint16_t*>(parts[4])};
+    const int row = groups * dim, shared = heads / groups, pairs = dim / 2;
+    Prompt prompt(p, tokens);
+    for (int64_t i = std::max<int64_t>(0, window - prior); i < window; i++) {
+        const int64_t at = (prior - window + i) % window;
+        std::memcpy(prompt.near_k.data() + i * row, slot.window_k + at * row, row * 2);
+        std::memcpy(prompt.near_v.data() + i * row, slot.window_v + at * row, row * 2);
+    }
+    for (int64_t t = 0; t < tokens; t++) {
+        std::memcpy(prompt.near_k.data() + (window + t) * row, k + t * k_stride, row * 2);
+        std::memcpy(prompt.near_v.data() + (window + t) * row, v + t * v_stride, row * 2);
+        if (prior + t < sinks) {
+            std::memcpy(slot.sinks_k + (prior + t) * row, k + t * k_stride, row * 2);
+            std::memcpy(slot.sinks_v + (prior + t) * row, v + t * v_stride, row * 2);
+        }
+        if (window && t >= tokens - window) {
+            std::memcpy(slot.window_k + (prior + t) % window * row, k + t * k_stride, row * 2);
+            std::memcpy(slot.window_v + (prior + t) % window * row, v + t * v_stride, row * 2);
+        }
+    }
+    const int near = window ? window + CHUNK - 1 : 0, padded = (near + sinks + 63) / 64 * 64;
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t c = 0; c < prompt.chunks; c++) prompt.enter(c, prior);
+#pragma omp for schedule(dynamic, 1)
+        for (int item = 0; item < states * groups; item++)
+            prompt.scan(item / groups, item % groups, slot.states + item * prompt.state_size);
+        Workspace* w = new Workspace;
+        w->packed_k.resize(padded * pairs);
+        w->packed_v.resize(padded * pairs);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t item = 0; item < prompt.chunks * groups; item++) {
+            const int64_t c = item / groups, first = c * CHUNK;
+            const int g = int(item % groups), count = int(std::min<int64_t>(CHUNK, tokens - first));
+            w->prepare(prompt, c, g);
+            // Near key i of the chunk is token first + i - (W - 1).
+            for (int i = 0; i < near && first + i + 1 < window + tokens; i++) {
+                const int64_t at = (first + i + 1) * row + g * dim;
+                pack_token(prompt.near_k.data() + at, prompt.near_v.data() + at, dim, i, w->packed_k.data(), w->packed_v.data());
+            }
+            for (int i = 0; i < sinks; i++)
+                pack_token(slot.sinks_k + i * row + g * dim, slot.sinks_v + i * row + g * dim, dim, near + i,
+                           w->packed_k.data(), w->packed_v.data());
+            for (int r = 0; r < shared; r++) {
+                const int h = g * shared + r;
+                for (int t = 0; t < CHUNK; t++)
+                    std::memcpy(w->q + t * dim, q + (first + std::min(t, count - 1)) * q_stride + h * dim, dim * 2);
+                w->read_states(prompt, c, g, h);
+                w->read_near(p, prior + first, count, near, padded);
+                for (int t = 0; t < count; t++) {
+                    const int seen = int(std::min<int64_t>(prior + first + t + 1, window) +
+                                         std::clamp<int64_t>(prior + first + t - window + 1, 0, sinks));
+                    float near_share, far_share;
+                    shares(seen, w->top[t], w->total[t], w->far[t], &near_share, &far_share);
+                    const float each = seen ? near_share / w->total[t] : 0.0f;
+                    uint16_t* to = y + ((first + t) * heads + h) * dim;
+                    for (int d = 0; d < dim; d += LANES)
+                        narrow(to + d, load<vf>(w->near_y + t * dim + d) * each + load<vf>(w->far_y + t * dim + d) * far_share);
+                }
+            }
+        }
+        delete w;
+    }
+}
+
+}  // extern "C"

@@ -1,0 +1,254 @@
+"""The native CPU kernels against what PyTorch computes, in fp64 where that is possible."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dsla.errors import KernelError
+from dsla.mixers import AttentionShape, DslaConfig, DslaMixer
+from dsla.ops import attend_decode, attend_prefill, rms_norm, rotate, silu_mul
+from dsla.ops.cpu import bindings, build, kernels
+from dsla.ops.linear import linear_int4, linear_packed, pack, pack_int4, rows, unpack, unpack_int4
+
+needs_kernels = pytest.mark.skipif(kernels() is None, reason="no C++ compiler on this machine")
+PAGE = 16
+
+
+@dataclass
+class Table:
+    units: np.ndarray
+
+    @property
+    def address(self) -> int:
+        return int(self.units.ctypes.data)
+
+
+@pytest.fixture
+def python_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ops as they are without the kernels."""
+    monkeypatch.setattr(bindings, "kernels", lambda: None)
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """Relative RMS error."""
+    return float((found.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-9))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of the last T of n tokens in fp64."""
+    tokens, n, repeats = len(q), len(k), q.shape[1] // k.shape[1]
+    q, k, v = q.double(), k.double().repeat_interleave(repeats, 1), v.double().repeat_interleave(repeats, 1)
+    scores = torch.einsum("thd,nhd->htn", q, k) * q.shape[-1] ** -0.5
+    seen = torch.ones(tokens, n, dtype=torch.bool).tril(n - tokens)
+    return torch.einsum("htn,nhd->thd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v)
+
+
+def pages_with(k: Tensor, v: Tensor, room: int, generator: torch.Generator) -> tuple[dict[str, Tensor], Table]:
+    """Page pools that hold keys and values at shuffled places, NaN elsewhere, with pages for `room` tokens."""
+    count = -(-room // PAGE)
+    units = torch.randperm(count + 3, generator=generator)[:count]
+    pools = {}
+    for name, rows_ in (("k", k), ("v", v)):
+        pool = torch.full((count + 3, PAGE, *k.shape[1:]), torch.nan, dtype=k.dtype)
+        place = torch.arange(len(rows_))
+        pool[units[place // PAGE], place % PAGE] = rows_
+        pools[name] = pool
+    return pools, Table(units.numpy().copy())
+
+
+@needs_kernels
+@given(
+    groups=st.integers(1, 3), shared=st.integers(1, 9), dim=st.sampled_from([32, 64, 96, 128]),
+    prior=st.integers(0, 700), tokens=st.integers(1, 130), seed=st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_attention_over_pages(groups: int, shared: int, dim: int, prior: int, tokens: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    n = prior + tokens
+    k, v = (torch.randn(n, groups, dim, generator=generator).bfloat16() for _ in range(2))
+    q = (2 * torch.randn(tokens, groups * shared, dim, generator=generator)).bfloat16()
+    expected = attention(q, k, v)
+    pools, table = pages_with(k[:prior], v[:prior], n, generator)
+    assert error(attend_prefill(q, k[prior:], v[prior:], pools, table, prior), expected) < 4e-3
+    units, place = torch.from_numpy(table.units), torch.arange(n)
+    assert torch.equal(pools["k"][units[place // PAGE], place % PAGE], k)
+    pools, table = pages_with(k[:-1], v[:-1], n, generator)
+    found = attend_decode(q[-1:], k[-1:], v[-1:], pools, [table], torch.tensor([n - 1]))
+    assert error(found, expected[-1:]) < 4e-3
+
+
+@needs_kernels
+def test_a_request_does_not_depend_on_its_batch_or_the_threads() -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths = [5, 1200, 513, 64]
+    k, v = (torch.randn(2000, 2, 64, generator=generator).bfloat16() for _ in range(2))
+    q = torch.randn(len(lengths), 4, 64, generator=generator).bfloat16()
+    alone, tables, pools = [], [], {"k": [], "v": []}
+    start = 0
+    for i, n in enumerate(lengths):
+        own, table = pages_with(k[: n - 1], v[: n - 1], n, generator)
+        row = slice(i, i + 1)
+        alone.append(attend_decode(q[row], k[row], v[row], own, [table], torch.tensor([n - 1])))
+        tables.append(Table(table.units + start))
+        start += len(own["k"])
+        for name, pool in own.items():
+            pools[name].append(pool)
+    together = {name: torch.cat(parts) for name, parts in pools.items()}
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            new = slice(0, len(lengths))
+            found = attend_decode(q, k[new], v[new], together, tables, torch.tensor(lengths) - 1)
+            assert torch.equal(found, torch.cat(alone))
+    finally:
+        torch.set_num_threads(threads)
+
+
+SHAPES = [(9, 3, 64, 64, 4, 2), (4, 4, 32, 0, 0, 1), (8, 1, 64, 16, 2, 4), (6, 2, 96, 5, 7, 2), (10, 1, 64, 64, 4, 2)]
+
+
+def random_mixer(heads: int, groups: int, dim: int, window: int, sinks: int, states: int) -> DslaMixer:
+    torch.manual_seed(0)
+    config = DslaConfig(n_states=states, window=window, sinks=sinks)
+    mixer = DslaMixer(config, AttentionShape(heads * dim, heads, groups, dim)).requires_grad_(False)
+    for weight in mixer.parameters():
+        weight.add_(0.1 * torch.randn_like(weight))
+    return mixer
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("splits", [[150], [1] * 20 + [100, 3, 27], [50, 1, 1, 48, 50], [7, 143]])
+def test_mixer(shape: tuple[int, ...], splits: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    mixer = random_mixer(*shape)
+    heads, groups, dim = shape[:3]
+    n = sum(splits)
+    q, k, v = (torch.randn(n, count, dim).bfloat16() for count in (heads, groups, groups))
+    x = torch.randn(n, heads * dim).bfloat16()
+
+    def run() -> tuple[Tensor, dict[str, Tensor]]:
+        specs = mixer.state_spec(torch.bfloat16).fixed
+        pool = {name: torch.zeros(3, *spec.shape, dtype=spec.dtype) for name, spec in specs.items()}
+        start, out = 0, []
+        for count in splits:
+            new = slice(start, start + count)
+            if count == 1:
+                place = (torch.tensor([1]), torch.tensor([start]))
+                out.append(mixer.step(x[new], q[new], k[new], v[new], pool, *place))
+            else:
+                out.append(mixer.extend(x[new], q[new], k[new], v[new], pool, 1, start))
+            start += count
+        return torch.cat(out), pool
+
+    found, pool = run()
+    monkeypatch.setattr(bindings, "kernels", lambda: None)
+    expected, expected_pool = run()
+    assert error(found, expected) < 6e-3
+    assert error(pool["states"][1], expected_pool["states"][1]) < 1e-5
+    for name in ("window_k", "window_v", "sinks_k", "sinks_v"):
+        assert torch.equal(pool[name], expected_pool[name])
+    assert not any(part[row].any() for part in pool.values() for row in (0, 2))
+
+
+@needs_kernels
+@pytest.mark.parametrize("n", [1, 2, 8, 13, 40])
+@pytest.mark.parametrize(("n_out", "k"), [(16, 32), (80, 96), (96, 64)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_linear(n: int, n_out: int, k: int, biased: bool) -> None:
+    torch.manual_seed(n)
+    weight, x = torch.randn(n_out, k).bfloat16(), torch.randn(n, k).bfloat16()
+    bias = torch.randn(n_out).bfloat16() if biased else None
+    panels = pack(weight)
+    assert torch.equal(unpack(panels), weight)
+    assert torch.equal(rows(panels, torch.tensor([3, 0, n_out - 1])), weight[[3, 0, n_out - 1]])
+    wide = None if bias is None else bias.double()
+    assert error(linear_packed(x, panels, bias), F.linear(x.double(), weight.double(), wide)) < 3e-3
+    four = pack_int4(weight)
+    assert four.numel() * 4 == n_out * k * 5 // 8
+    assert error(linear_int4(x, four, bias), F.linear(x.double(), unpack_int4(four).double(), wide)) < 3e-3
+    alone = torch.cat([linear_packed(row, panels, bias) for row in x.split(1)])
+    assert error(alone, linear_packed(x, panels, bias)) < 3e-3
+
+
+@pytest.mark.usefixtures("python_only")
+def test_linear_without_kernels() -> None:
+    weight, x = torch.randn(32, 64).bfloat16(), torch.randn(5, 64).bfloat16()
+    assert torch.equal(linear_packed(x, pack(weight)), F.linear(x, weight))
+    four = pack_int4(weight)
+    assert torch.equal(linear_int4(x, four), F.linear(x, unpack_int4(four).bfloat16()))
+
+
+def test_int4_keeps_a_weight_that_lies_on_its_grid() -> None:
+    torch.manual_seed(0)
+    bits = torch.randint(0, 16, (32, 4, 32))
+    bits[..., 0], bits[..., 1] = 0, 15
+    scale = torch.rand(32, 4, 1).bfloat16().float()
+    weight = (bits * scale - 8 * scale).flatten(1)
+    assert torch.allclose(unpack_int4(pack_int4(weight)), weight, atol=0.05 * float(scale.max()))
+    again = unpack_int4(pack_int4(weight))
+    assert torch.equal(unpack_int4(pack_int4(again)), again)
+    spread = torch.randn(64, 96)
+    step = (spread.view(64, 3, 32).amax(-1) - spread.view(64, 3, 32).amin(-1)) / 15
+    assert ((unpack_int4(pack_int4(spread)) - spread).view(64, 3, 32).abs() <= 0.6 * step.unsqueeze(-1)).all()
+
+
+@needs_kernels
+@pytest.mark.parametrize(("n", "width"), [(1, 576), (5, 40), (70, 96)])
+def test_rows(n: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(n)
+    x, weight = 30 * torch.randn(n, width).bfloat16(), torch.randn(width).bfloat16()
+    heads = torch.randn(n, 5, width).bfloat16()[:, 1:4]
+    turned = width // 2 // 2 * 2
+    cos, sin = (f(torch.rand(n, turned) * 6).bfloat16() for f in (torch.cos, torch.sin))
+    found = rms_norm(x, weight, 1e-5), silu_mul(torch.cat([x, x], -1)), rotate(heads, cos, sin)
+    monkeypatch.setattr(bindings, "kernels", lambda: None)
+    expected = rms_norm(x, weight, 1e-5), silu_mul(torch.cat([x, x], -1)), rotate(heads, cos, sin)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert error(ours, theirs) < 1e-3
+        assert torch.isfinite(ours).all()
+
+
+def test_gradients_go_through_pytorch() -> None:
+    x, weight = torch.randn(3, 64).bfloat16().requires_grad_(), torch.ones(64).bfloat16()
+    rms_norm(x, weight, 1e-5).sum().backward()
+    assert x.grad is not None
+
+
+def test_kernels_are_off_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels.cache_clear()
+    monkeypatch.setenv("DSLA_KERNELS", "off")
+    try:
+        assert kernels() is None
+    finally:
+        kernels.cache_clear()
+
+
+def test_without_a_compiler_a_warning_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernels.cache_clear()
+    monkeypatch.setattr(build.shutil, "which", lambda _: None)
+    try:
+        assert kernels() is None
+        assert "no C++ compiler" in caplog.text and "PyTorch computes instead" in caplog.text
+    finally:
+        kernels.cache_clear()
+
+
+@needs_kernels
+def test_a_compiler_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DSLA_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "_FLAGS", (*build._FLAGS, "-no-such-flag"))
+    with pytest.raises(KernelError, match="no-such-flag"):
+        build.library()
+    assert not list((tmp_path / "kernels").iterdir())
