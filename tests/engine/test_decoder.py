@@ -12,10 +12,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from dsla.engine.batch import PackedBatch, Segment
 from dsla.engine.decoder import PackedDecoder
+from dsla.engine.linears import Int4Linear
 from dsla.engine.memory import RequestMemory
 from dsla.engine.weights import build_weights
 from dsla.errors import ModelError
 from dsla.families import family_of
+from dsla.ops.cpu import bindings
+from dsla.ops.linear import fits, pack_int4, unpack_int4
 from tests.engine.tiny import random_prompt, tiny_decoder, tiny_model
 
 
@@ -113,6 +116,41 @@ def test_loads_a_model_folder(tmp_path: Path, shard: str) -> None:
     assert (
         PackedDecoder.load(tmp_path, dtype=torch.float64).kv_spec.bytes_per_token == 2 * decoder.kv_spec.bytes_per_token
     )
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["kernels", "pytorch"])
+def test_int4_weights(tmp_path: Path, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native:
+        monkeypatch.setattr(bindings, "kernels", lambda: None)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=512, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).bfloat16().requires_grad_(False)
+    model.save_pretrained(tmp_path)
+    family = family_of(config)
+    whole = PackedDecoder.load(tmp_path, dtype=torch.bfloat16)
+    rounded = PackedDecoder.load(tmp_path, dtype=torch.bfloat16, int4=True)
+    assert rounded.int4 and not whole.int4
+    assert rounded.nbytes < whole.nbytes
+    for one in rounded.weights.layers[0].qkv, rounded.weights.head:
+        assert isinstance(one, Int4Linear)
+    tensors = {name: weight.float() for name, weight in model.state_dict().items()}
+    for name, weight in tensors.items():
+        if fits(weight) and not name.endswith("embed_tokens.weight"):
+            tensors[name] = unpack_int4(pack_int4(weight.bfloat16()))
+    tensors["lm_head.weight"] = unpack_int4(pack_int4(tensors["model.embed_tokens.weight"].bfloat16()))
+    expected = PackedDecoder(build_weights(tensors, config, family, torch.float32), config, family)
+    prompts = [random_prompt(12), random_prompt(40)]
+    found = last_logits(rounded, prompts, 8).float()
+    assert (found - last_logits(expected, prompts, 8)).norm() / found.norm() < 0.03
+
+
+def test_int4_goes_with_bf16(tmp_path: Path) -> None:
+    tiny_model(torch.float32).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="int4 weights go with bf16"):
+        PackedDecoder.load(tmp_path, int4=True)
 
 
 def test_weights_are_held_once() -> None:

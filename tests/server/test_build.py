@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dsla.engine import SamplingParams
 from dsla.errors import AdapterError, ConfigError, EngineError, ModelError
@@ -57,6 +58,13 @@ def test_without_an_adapter_there_is_level_0_only(folders: tuple[str, str]) -> N
     assert service.engine.stats()["max_level"] == 0
 
 
+def test_weights_in_another_dtype(folders: tuple[str, str]) -> None:
+    service = build_engine(EngineSettings(*folders, memory_bytes=4 << 20, weights="bf16"))
+    assert service.engine.decoder.dtype is torch.bfloat16
+    service.engine.add_request([3, 4, 5], SamplingParams(5, ignore_eos=True), min_level=3)
+    assert sum(len(output.tokens) for _ in range(6) for output in service.engine.step()) == 5
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
@@ -66,7 +74,9 @@ def test_without_an_adapter_there_is_level_0_only(folders: tuple[str, str]) -> N
         ({"memory_bytes": 0}, ConfigError, "memory_bytes must be at least 1"),
         ({"memory_bytes": 10}, EngineError, "does not hold one KV page"),
         ({"page_tokens": 0}, ConfigError, "page_tokens"),
+        ({"weights": "int4"}, ModelError, "int4 weights need projections of multiples of 16 outputs and 32 inputs"),
         ({"threads": 0}, ConfigError, "threads"),
+        ({"weights": "int3"}, ConfigError, "weights must be one of bf16, int4, found 'int3'"),
         ({"max_step_tokens": 1}, EngineError, "max_step_tokens must be at least 2"),
         ({"adapter": None, "level": 1}, ConfigError, "it has no adapter"),
         ({"adapter": None, "adaptive": True}, ConfigError, "need an adapter"),

@@ -39,6 +39,9 @@ def serve(
     ] = None,
     page_tokens: Annotated[int, typer.Option(help="Tokens of a KV page.", min=1)] = 16,
     max_step_tokens: Annotated[int, typer.Option(help="Tokens of one step, at most.", min=2)] = 512,
+    weights: Annotated[
+        str | None, typer.Option(help="bf16, or int4: four bits, in groups of 32. Default: the model's own dtype.")
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads to compute with. Default: PyTorch's choice.", min=1)
     ] = None,
@@ -65,6 +68,7 @@ def serve(
                 adaptive=adaptive,
                 page_tokens=page_tokens,
                 max_step_tokens=max_step_tokens,
+                weights=weights,
                 threads=threads,
             )
         )
@@ -89,6 +93,8 @@ def summary(service: Service) -> list[tuple[str, str]]:
     """What a server runs with, resolved, as rows of a name and a text."""
     import torch
 
+    from dsla.ops.cpu import native
+
     engine = service.engine
     decoder, arena, config = engine.decoder, engine.arena, engine.config
     dtype = str(decoder.dtype).removeprefix("torch.")
@@ -106,16 +112,17 @@ def summary(service: Service) -> list[tuple[str, str]]:
         levels = f"fixed at {config.level or 0} of 0 ... {top}, until set through /admin/level"
     if top and not decoder.foldable:
         levels += "; the adapter is not foldable: running requests keep their level"
+    kernels = "native kernels" if native(decoder.weights.norm.weight) else "PyTorch"
     tokens = arena.budget_bytes // (decoder.kv_spec.bytes_per_token * decoder.n_layers)
     return [
         ("model", f"{service.model_name}, {decoder.n_layers} layers, {dtype}, context {decoder.max_tokens:,} tokens"),
         ("adapter", adapter),
         ("levels", levels),
-        ("weights", format_bytes(decoder.nbytes)),
+        ("weights", f"{format_bytes(decoder.nbytes)}{', int4' * decoder.int4}"),
         ("memory", f"{format_bytes(arena.budget_bytes)} for requests: {tokens:,} tokens at level 0"),
         (
             "steps",
             f"{config.max_step_tokens} tokens, {config.max_running} requests, pages of {arena.page_tokens} tokens",
         ),
-        ("device", f"{decoder.device}, {torch.get_num_threads()} threads"),
+        ("device", f"{decoder.device}, {torch.get_num_threads()} threads, {kernels}"),
     ]

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from dsla.engine.arena import Arena
 from dsla.engine.batch import PackedBatch, Split
+from dsla.engine.linears import Int4Linear
 from dsla.engine.weights import Checkpoint, DecoderWeights, LayerWeights, build_weights
 from dsla.errors import ModelError
 from dsla.families import Family, attention_shape, context_length, family_of
 from dsla.mixers import DslaMixer, SoftmaxMixer, StateSpec
 from dsla.ops import rotate
+from dsla.ops.linear import GROUP, LANES
 
 if TYPE_CHECKING:
     from dsla.convert import Adapter
@@ -118,8 +120,17 @@ class PackedDecoder:
             raise ModelError(f"int4 weights go with bf16 for the rest, found {dtype}: ask for bf16")
         weights = build_weights(Checkpoint(model), config, family, dtype, device, int4)
         decoder = cls(weights, config, family, adapter.mixers if adapter else None)
+        if int4 and not decoder.int4:
+            raise ModelError(
+                f"int4 weights need projections of multiples of {LANES} outputs and {GROUP} inputs: serve {model.name} in bf16"
+            )
         decoder.eos_token_ids |= generation_end_tokens(model)
         return decoder
+
+    @property
+    def int4(self) -> bool:
+        """Whether its projections are kept in four bits."""
+        return isinstance(self.weights.layers[0].qkv, Int4Linear)
 
     @property
     def kv_spec(self) -> StateSpec:

@@ -44,7 +44,8 @@ def linear_int4(x: Tensor, panels: Tensor, bias: Tensor | None = None) -> Tensor
 def pack(weight: Tensor) -> Tensor:
     """A weight `[n_out, k]` bf16, n_out a multiple of 16, k of 32, as panels `[n_out / 16, k / 2, 16]` int32."""
     words: Tensor = weight.contiguous().view(torch.int32)
-    return words.unflatten(0, (-1, LANES)).transpose(1, 2).contiguous()
+    panels: Tensor = words.unflatten(0, (-1, LANES)).transpose(1, 2)
+    return panels.contiguous()
 
 
 def unpack(panels: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ from dsla.convert.load import find_adapter, find_model, load_tokenizer
 from dsla.engine import Engine, EngineConfig, PackedDecoder
 from dsla.errors import ConfigError
 
+WEIGHTS = ("bf16", "int4")
+"""Forms of the weights a user can ask for."""
+
 _MEMORY_SHARE = 0.5
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -32,6 +35,7 @@ class EngineSettings:
         adaptive: whether a policy may change levels; None = where the adapter allows it and no level is fixed.
         page_tokens: tokens of a KV page.
         max_step_tokens: tokens of a step, at most.
+        weights: `bf16`, or `int4`: projections in four bits, in groups of 32 inputs; None = the model's own dtype.
         threads: threads of PyTorch; None = PyTorch's choice.
     """
 
@@ -42,6 +46,7 @@ class EngineSettings:
     adaptive: bool | None = None
     page_tokens: int = 16
     max_step_tokens: int = 512
+    weights: str | None = None
     threads: int | None = None
 
 
@@ -81,9 +86,9 @@ def build_engine(settings: EngineSettings) -> Service:
         torch.set_num_threads(settings.threads)
     path, config = find_model(settings.model)
     tokenizer = load_tokenizer(path)
-    dtype = config.dtype or torch.float32
+    dtype = torch.bfloat16 if settings.weights else config.dtype or torch.float32
     adapter = find_adapter(path, config, settings.adapter, dtype)
-    decoder = PackedDecoder.load(path, adapter, dtype)
+    decoder = PackedDecoder.load(path, adapter, dtype, int4=settings.weights == "int4")
     adaptive = _adaptive(settings, decoder)
     if settings.level is not None and settings.level > len(decoder.order):
         levels = f"this model has levels 0 ... {len(decoder.order)}{_hint(adapter)}"
@@ -126,6 +131,8 @@ def _check(settings: EngineSettings) -> None:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1, found {value}")
+    if settings.weights not in (None, *WEIGHTS):
+        raise ConfigError(f"weights must be one of {', '.join(WEIGHTS)}, found {settings.weights!r}")
     if settings.level is not None and settings.level < 0:
         raise ConfigError(f"level must be at least 0, found {settings.level}")
     if settings.level is not None and settings.adaptive:

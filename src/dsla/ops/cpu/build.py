@@ -7,6 +7,7 @@ import logging
 import platform
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dsla.errors import KernelError
@@ -45,11 +46,13 @@ def library() -> Path:
 
 
 def _compile(compiler: str, folder: Path, out: Path) -> None:
-    objects = []
+    objects = [out.with_name(f"{out.name}.{name}.o") for name in SOURCES]
+    commands = [
+        [compiler, *_FLAGS, str(folder / name), "-o", str(path)] for name, path in zip(SOURCES, objects, strict=True)
+    ]
     try:
-        for name in SOURCES:
-            objects.append(out.with_name(f"{out.name}.{name}.o"))
-            _run([compiler, *_FLAGS, str(folder / name), "-o", str(objects[-1])])
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(_run, commands))
         _run([compiler, "-shared", *map(str, objects), "-o", str(out)])
     finally:
         for path in objects:
