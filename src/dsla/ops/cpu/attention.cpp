@@ -67,9 +67,11 @@ struct Rows {
 };
 
 // Query heads of the KV head that lies `shift` elements into each row, over `count` rows from `first` on, added to `out`.
-template <int R>
-void attend_stretch(const Rows& rows, int first, int count, int shift, int dim, const uint16_t* q, float scale,
+// D is the head dim, or 0 where it is only known as `any_dim`.
+template <int R, int D>
+void attend_stretch(const Rows& rows, int first, int count, int shift, int any_dim, const uint16_t* q, float scale,
                     Partial* out) {
+    const int dim = D ? D : any_dim;
     const int padded = (count + LANES - 1) / LANES * LANES;
     float scores[R][STRETCH];
     alignas(4) uint16_t weights[R][STRETCH];
@@ -122,11 +124,14 @@ void attend_stretch(const Rows& rows, int first, int count, int shift, int dim, 
     }
 }
 
+template <int D>
+constexpr decltype(&attend_stretch<1, D>) STRETCH_KERNELS[] = {
+    attend_stretch<1, D>, attend_stretch<2, D>, attend_stretch<3, D>, attend_stretch<4, D>,
+    attend_stretch<5, D>, attend_stretch<6, D>, attend_stretch<7, D>, attend_stretch<8, D>};
+
 void attend_group(const Rows& rows, int first, int count, int shift, int dim, const uint16_t* q, int heads, float scale,
                   Partial* out) {
-    constexpr decltype(&attend_stretch<1>) kernels[] = {
-        attend_stretch<1>, attend_stretch<2>, attend_stretch<3>, attend_stretch<4>,
-        attend_stretch<5>, attend_stretch<6>, attend_stretch<7>, attend_stretch<8>};
+    const auto* kernels = dim == 64 ? STRETCH_KERNELS<64> : dim == 128 ? STRETCH_KERNELS<128> : STRETCH_KERNELS<0>;
     for (int r = 0; r < heads; r += MAX_SHARED)
         kernels[std::min(MAX_SHARED, heads - r) - 1](rows, first, count, shift, dim, q + r * dim, scale, out + r);
 }
