@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from record import RESULTS, origin  # noqa: E402
+from record import RESULTS, origin
 
 WORKER = Path(__file__).parent / "worker.py"
 PREFILLS = (2048, 7936)
@@ -130,7 +130,8 @@ def main() -> None:
                     took = process.ask(task)
                     # The first steps of a decode also build what later ones reuse.
                     seconds[name].setdefault(label(task), []).append(statistics.median(took[len(took) // 4 :]))
-                    print(f"round {done + 1}: {name}: {label(task)}: {seconds[name][label(task)][-1]:.4f} s", flush=True)
+                    took_last = seconds[name][label(task)][-1]
+                    print(f"round {done + 1}: {name}: {label(task)}: {took_last:.4f} s", flush=True)  # noqa: T201
         result = {
             "origin": origin(),
             "rounds": done + 1,

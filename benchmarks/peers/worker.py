@@ -169,13 +169,13 @@ def main() -> None:
     if "gguf" in setting and not Path(setting["gguf"]).is_file():
         raise FileNotFoundError(setting["gguf"])
     worker: Worker = ENGINES[name](**setting)
-    print(json.dumps("ready"), flush=True)
+    print(json.dumps("ready"), flush=True)  # noqa: T201
     for line in sys.stdin:
         task = json.loads(line)
         if "prefill" in task:
-            print(json.dumps([worker.prefill(task["prefill"])]), flush=True)
+            print(json.dumps([worker.prefill(task["prefill"])]), flush=True)  # noqa: T201
         else:
-            print(json.dumps(worker.decode(*task["decode"], task["steps"])), flush=True)
+            print(json.dumps(worker.decode(*task["decode"], task["steps"])), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":
