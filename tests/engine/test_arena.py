@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsla.engine.arena import Arena, PageTable
+from dsla.engine.arena import Arena
+from dsla.engine.pages import PageTable
 from dsla.errors import EngineError
 from dsla.mixers.base import StateSpec, TensorSpec
 

@@ -12,8 +12,19 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dsla.convert.adapter import cast
-from dsla.engine import Decision, Engine, EngineConfig, PackedDecoder, Policy, RequestSummary, Signals, StepOutput
-from dsla.engine.batch import PackedBatch
+from dsla.engine import (
+    Decision,
+    Engine,
+    EngineConfig,
+    PackedDecoder,
+    Policy,
+    RequestSummary,
+    SamplingParams,
+    Signals,
+    StepOutput,
+)
+from dsla.engine.request import Request
+from dsla.engine.sampler import choose
 from dsla.engine.weights import build_weights
 from dsla.families import attention_shape, family_of
 from dsla.mixers import DslaConfig, DslaMixer
@@ -66,21 +77,11 @@ class RecordingEngine(Engine):
         self.logits: dict[str, list[Tensor]] = {}
         self.outputs: dict[str, list[int]] = {}
         self.final: dict[str, StepOutput] = {}
-        forward = self.decoder.forward
 
-        class Recorder:
-            def __getattr__(_, name: str) -> Any:
-                return getattr(tiny, name)
-
-            def forward(_, batch: PackedBatch, arena: Any) -> Tensor:
-                logits = forward(batch, arena)
-                names = {id(request.memory): request.id for request in self._requests.values()}
-                sampled = [names[id(segment.memory)] for segment in batch.segments if segment.sample]
-                for name, row in zip(sampled, logits, strict=True):
-                    self.logits.setdefault(name, []).append(row)
-                return logits
-
-        tiny, self.decoder = self.decoder, Recorder()  # type: ignore[assignment]
+    def _sample(self, requests: list[Request], logits: Tensor, now: float) -> None:
+        for request, row in zip(requests, logits, strict=True):
+            self.logits.setdefault(request.id, []).append(row)
+        super()._sample(requests, logits, now)
 
     def step(self) -> list[StepOutput]:
         outputs = super().step()
@@ -207,7 +208,13 @@ def dsla_read(mixer: DslaMixer, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> T
     return mixer.mixing(q.unsqueeze(0), reads, (y.unsqueeze(0), lse.unsqueeze(0)))[0]  # type: ignore[no-any-return]
 
 
-def assert_as_reference(engine: RecordingEngine, name: str, prompt: list[int], tolerance: float = 1e-9) -> None:
+def assert_as_reference(
+    engine: RecordingEngine,
+    name: str,
+    prompt: list[int],
+    params: SamplingParams | None = None,
+    tolerance: float = 1e-9,
+) -> None:
     """All logits a request's tokens were chosen by are the reference's for its tokens and level history."""
     output = engine.outputs.get(name, [])
     found = engine.logits.get(name, [])
@@ -220,4 +227,8 @@ def assert_as_reference(engine: RecordingEngine, name: str, prompt: list[int], t
     expected = reference_logits(tokens, levels, engine.decoder.mixers)[len(prompt) - 1 :]
     error = (torch.stack(found) - expected).abs().max().item()
     assert error <= tolerance, f"request {name}: logits differ by {error:.2e}, levels {levels}"
-    assert output == expected.argmax(-1).tolist()[: len(output)]
+    alone = Request(name, prompt, params or SamplingParams(), len(output) + 1, params.seed or 0 if params else 0, 0, 0)
+    for token, row in zip(output, expected, strict=False):
+        (choice,) = choose(row.unsqueeze(0), [alone])
+        assert choice is not None and choice.token == token
+        alone.output.append(token)

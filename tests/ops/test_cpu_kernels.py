@@ -161,6 +161,32 @@ def test_mixer(shape: tuple[int, ...], splits: list[int], monkeypatch: pytest.Mo
 
 
 @needs_kernels
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("tokens", [1, 30, 64, 65, 70, 140, 700, 1500])
+def test_fold(shape: tuple[int, ...], tokens: int) -> None:
+    mixer = random_mixer(*shape)
+    _, groups, dim = shape[:3]
+    k, v = (torch.randn(tokens, groups, dim).bfloat16() for _ in range(2))
+    pools, table = pages_with(k, v, tokens, torch.Generator().manual_seed(tokens))
+    found, expected = mixer.fold_pages(pools, table, tokens), mixer.double().fold(k.double(), v.double())
+    assert found["states"].dtype is torch.float32
+    for name, part in expected.items():
+        assert error(found[name], part) <= (1e-5 if name == "states" else 0.0), name
+
+
+@needs_kernels
+def test_fold_does_not_depend_on_the_number_of_threads() -> None:
+    mixer = random_mixer(*SHAPES[0])
+    k, v = (torch.randn(2000, *SHAPES[0][1:3]).bfloat16() for _ in range(2))
+    pools, table = pages_with(k, v, 2000, torch.Generator().manual_seed(0))
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(mixer.fold_pages(pools, table, 2000)["states"])
+    assert torch.equal(*found)
+
+
+@needs_kernels
 @pytest.mark.parametrize("n", [1, 2, 8, 13, 40])
 @pytest.mark.parametrize(("n_out", "k"), [(16, 32), (80, 96), (96, 64)])
 @pytest.mark.parametrize("biased", [False, True])

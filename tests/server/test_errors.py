@@ -60,12 +60,24 @@ def check(response: Any, status: int, param: str | None, code: str | None) -> st
         ({"stop": ["a"] * 17}, "stop", "invalid_value"),
         ({"ignore_eos": 1}, "ignore_eos", "invalid_type"),
         ({"stream": "yes"}, "stream", "invalid_type"),
-        ({"n": 2}, "n", "unsupported_parameter"),
-        ({"presence_penalty": 0.5}, "presence_penalty", "unsupported_parameter"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty", "unsupported_parameter"),
-        ({"repetition_penalty": 1.1}, "repetition_penalty", "unsupported_parameter"),
-        ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported_parameter"),
-        ({"min_tokens": 3}, "min_tokens", "unsupported_parameter"),
+        ({"n": 0}, "n", "invalid_value"),
+        ({"n": 17}, "n", "invalid_value"),
+        ({"n": "2"}, "n", "invalid_type"),
+        ({"presence_penalty": 2.1}, "presence_penalty", "invalid_value"),
+        ({"presence_penalty": "x"}, "presence_penalty", "invalid_type"),
+        ({"frequency_penalty": -2.5}, "frequency_penalty", "invalid_value"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "invalid_value"),
+        ({"repetition_penalty": 101}, "repetition_penalty", "invalid_value"),
+        ({"logit_bias": {"5": 101}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"5": True}}, "logit_bias", "invalid_type"),
+        ({"logit_bias": {SECRET: 1}}, "logit_bias", "invalid_type"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias", "invalid_type"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "invalid_type"),
+        ({"logit_bias": {"999999": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": [1]}, "logit_bias", "invalid_type"),
+        ({"min_tokens": -1}, "min_tokens", "invalid_value"),
+        ({"min_tokens": 3}, "min_tokens", "invalid_value"),
+        ({"best_of": 2}, "best_of", None),
         ({"dsla": {"max_level": 4}}, "dsla.max_level", "invalid_value"),
         ({"dsla": {"max_level": -1}}, "dsla.max_level", "invalid_value"),
         ({"dsla": {"min_level": 4}}, "dsla.min_level", "invalid_value"),
@@ -84,6 +96,8 @@ def test_bad_fields_of_both(
 ) -> None:
     for path, body in ((CHAT, CHAT_BODY), (TEXT, TEXT_BODY)):
         expected = (param, code)
+        if fields == {"best_of": 2}:
+            expected = (param, "unknown_parameter" if path == CHAT else "unsupported_parameter")
         if fields == {"max_tokens": 10**30}:
             expected = ("messages" if path == CHAT else "prompt", "context_length_exceeded")
         response = served.http.post(path, json={**body, "stream": stream, **fields})
@@ -113,7 +127,11 @@ def test_bad_fields_of_both(
             "invalid_value",
         ),
         ({"messages": [{"role": "user", "content": f"{SECRET} " * 900}]}, "messages", "context_length_exceeded"),
-        ({"logprobs": True}, "logprobs", "unsupported_parameter"),
+        ({"logprobs": 1}, "logprobs", "invalid_type"),
+        ({"top_logprobs": 3}, "top_logprobs", "invalid_value"),
+        ({"logprobs": False, "top_logprobs": 3}, "top_logprobs", "invalid_value"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
+        ({"logprobs": True, "top_logprobs": -1}, "top_logprobs", "invalid_value"),
         ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
         ({"max_completion_tokens": 0}, "max_completion_tokens", "invalid_value"),
@@ -145,9 +163,11 @@ def test_bad_chat_fields(served: Served, fields: dict[str, Any], param: str | No
         ({"prompt": ["fox"] * 257}, "prompt", "invalid_value"),
         ({"max_tokens": 5000}, "prompt", "context_length_exceeded"),
         ({"echo": True}, "echo", "unsupported_parameter"),
-        ({"best_of": 2}, "best_of", "unsupported_parameter"),
         ({"suffix": SECRET}, "suffix", "unsupported_parameter"),
-        ({"logprobs": 1}, "logprobs", "unsupported_parameter"),
+        ({"logprobs": True}, "logprobs", "invalid_type"),
+        ({"logprobs": 6}, "logprobs", "invalid_value"),
+        ({"logprobs": -1}, "logprobs", "invalid_value"),
+        ({"prompt": ["fox"] * 17, "n": 16}, "n", "invalid_value"),
         ({"messages": []}, "messages", "unknown_parameter"),
         ({"\ud800": 1}, None, None),
     ],
@@ -204,8 +224,8 @@ def test_unknown_urls_and_methods(served: Served) -> None:
 def test_the_official_client_raises_its_own_errors(served: Served) -> None:
     with pytest.raises(openai.NotFoundError):
         served.client.completions.create(model="gpt-5", prompt="fox")
-    with pytest.raises(openai.BadRequestError, match="Unsupported parameter: 'n'"):
-        served.client.completions.create(model=MODEL, prompt="fox", n=3)
+    with pytest.raises(openai.BadRequestError, match="Unsupported parameter: 'best_of'"):
+        served.client.completions.create(model=MODEL, prompt="fox", best_of=3)
 
 
 def test_a_mistake_in_one_prompt_of_several_leaves_nothing_running(served: Served) -> None:

@@ -30,7 +30,9 @@ class Outputs:
             for place, group in enumerate(self.groups):
                 count += len(group)
                 last = place == len(self.groups) - 1 and self.error is None
-                yield StepOutput("r", list(group), self.reason if last else None, None, 7, count, [[0, 1]], 5)
+                reports = tuple(((token, -float(token)),) for token in group)
+                reason = self.reason if last else None
+                yield StepOutput("r", list(group), reason, None, 7, count, [[0, 1]], 5, 3, reports)
                 await asyncio.sleep(0)
             if self.error is not None:
                 raise self.error
@@ -56,8 +58,35 @@ def test_text_comes_when_characters_are_complete() -> None:
         ("éc", None, 4),
         ("", "length", 4),
     ]
-    assert found[-1].prompt_tokens == 7
+    assert (found[-1].prompt_tokens, found[-1].cached_tokens) == (7, 3)
     assert found[-1].dsla.model_dump() == {"levels": [[0, 1]], "folded_tokens": 5}
+
+
+def reported(found: list[Piece]) -> list[list[tuple[int, int]]]:
+    """Offsets and tokens of each piece's reports."""
+    return [[(report.offset, report.logprobs[0][0]) for report in piece.reports] for piece in found]
+
+
+@pytest.mark.parametrize("groups", [[[0], [2], [3, 1], [4], [1]], [[0, 2, 3, 1, 4, 1]]], ids=["single", "together"])
+def test_a_token_is_reported_when_its_text_begins_to_be_sent(groups: list[list[int]]) -> None:
+    every = [(0, 0), (2, 2), (2, 3), (3, 1), (4, 4), (5, 1)]
+    found = pieces(Outputs(groups), ["<end>"])
+    assert [entry for piece in reported(found) for entry in piece] == every
+    assert len(groups) == 1 or reported(found) == [every[:1], every[1:4], every[4:]]
+
+
+def test_a_token_after_a_broken_character_begins_behind_it() -> None:
+    assert reported(pieces(Outputs([[2], [1], [2], [3]]))) == [[(0, 2), (1, 1)], [(2, 2), (2, 3)]]
+
+
+def test_tokens_of_a_stop_text_are_not_reported() -> None:
+    assert reported(pieces(Outputs([[0], [1], [4], [5]]), ["c<end>"])) == [[(0, 0)], []]
+    assert reported(pieces(Outputs([[0], [1], [4], [5]]), ["bc<end>"])) == [[(0, 0)], []]
+    assert reported(pieces(Outputs([[0, 1, 4, 5]]), ["end"])) == [[(0, 0), (2, 1), (3, 4)]]
+
+
+def test_tokens_without_text_at_the_end_are_reported() -> None:
+    assert reported(pieces(Outputs([[0], [99], [99]]))) == [[(0, 0)], [(2, 99), (2, 99)]]
 
 
 def test_an_unfinished_character_ends_as_a_replacement() -> None:

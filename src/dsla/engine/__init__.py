@@ -9,10 +9,11 @@ from dsla.engine.decoder import PackedDecoder
 from dsla.engine.engine import Engine, EngineConfig
 from dsla.engine.intake import QUALITY
 from dsla.engine.request import Request, StepOutput
-from dsla.engine.sampling import SamplingParams
+from dsla.engine.sampling import MAX_LOGPROBS, SamplingParams, TokenLogprobs, derive_seed
 from dsla.engine.signals import Decision, Policy, RequestSummary, Signals
 
 __all__ = [
+    "MAX_LOGPROBS",
     "QUALITY",
     "Arena",
     "AsyncEngine",
@@ -26,4 +27,6 @@ __all__ = [
     "SamplingParams",
     "Signals",
     "StepOutput",
+    "TokenLogprobs",
+    "derive_seed",
 ]

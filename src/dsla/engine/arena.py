@@ -1,63 +1,27 @@
-"""One buffer under one byte budget for everything requests remember: KV pages and state slots.
+"""One buffer under one byte budget for everything requests remember: KV pages, state slots, and snapshots of both.
 
-The buffer is cut into *units*. A unit holds one KV page: `page_tokens` tokens of one layer of one request. A state slot
-(all fixed tensors of one converted layer of one request) takes one aligned *block* of as many units as it needs. Pages
-and slots share all units: where free units lie scattered over several blocks, pages are moved until one block is empty,
-so that every byte that is free can be used by either kind at once.
+The buffer is cut into *units*. A unit holds one KV page: `page_tokens` tokens of one layer. A state slot (all fixed
+tensors of one converted layer) takes one aligned *block* of as many units as it needs. Pages and slots share all units:
+where free units lie scattered over several blocks, pages are moved until one block is empty, so that every byte that is
+free can be used by either kind at once.
+
+Pages can be in several tables. What running requests need is *live*; what is only kept for requests to come can be had
+back at any time, and counts as free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dsla.engine.layout import Layout
+from dsla.engine.pages import PageTable
+from dsla.engine.units import Units
 from dsla.errors import EngineError
 from dsla.mixers.base import StateSpec
-
-
-class PageTable:
-    """The pages of one layer of one request, in token order. Only the arena changes it (it may move pages)."""
-
-    def __init__(self) -> None:
-        self._units = np.empty(8, dtype=np.int64)
-        self._address = self._units.ctypes.data
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    @property
-    def units(self) -> np.ndarray:
-        """Unit of each page `[n_pages]`, int64. A view: valid until the table changes."""
-        return self._units[: self._count]
-
-    @property
-    def address(self) -> int:
-        """Where `units` starts in memory; valid as long as it."""
-        return self._address
-
-    def tensor(self) -> Tensor:
-        """`units` as a tensor that shares its memory."""
-        return torch.from_numpy(self.units)
-
-    def append(self, units: Sequence[int]) -> None:
-        end = self._count + len(units)
-        if end > len(self._units):
-            grown = np.empty(max(end, 2 * len(self._units)), dtype=np.int64)
-            grown[: self._count] = self.units
-            self._units, self._address = grown, grown.ctypes.data
-        self._units[self._count : end] = units
-        self._count = end
-
-    def move(self, page: int, unit: int) -> None:
-        self._units[page] = unit
-
-    def clear(self) -> None:
-        self._count = 0
 
 
 class Arena:
@@ -77,6 +41,8 @@ class Arena:
         page_bytes: bytes of one page (one unit).
         slot_units: units of one slot; 1 where there are no slots.
         n_units: units in all.
+        reclaim: called with a number of units when so many more are needed than are unused; it must free some memory that
+            is not live, or raise. Set by whoever keeps such memory.
 
     Raises:
         EngineError: if the budget does not hold a single page, or `page_tokens` is not positive.
@@ -118,17 +84,14 @@ class Arena:
         self.slots = block.views(self._buffer, n_blocks, self.slot_units * page.nbytes) if block else {}
         self._unit_bytes = self._buffer.view(self.n_units, page.nbytes)
 
-        self._owners: dict[int, tuple[PageTable, int]] = {}
-        self._slots_in_use: set[int] = set()
-        self._free: dict[int, list[int]] = {}
-        self._empty = list(range(n_blocks))[::-1]
-        # Blocks with both free and used units, by number of used ones. Units missing from the tail count as used.
-        self._partial: list[dict[int, None]] = [{} for _ in range(self.slot_units)]
-        self._tail = n_blocks
-        tail_units = self.n_units - n_blocks * self.slot_units
-        if tail_units:
-            self._free[self._tail] = list(range(self.n_units - tail_units, self.n_units))[::-1]
-            self._partial[self.slot_units - tail_units][self._tail] = None
+        self.reclaim: Callable[[int], None] | None = None
+        self._unused = Units(self.n_units, self.slot_units)
+        self._tables: set[PageTable] = set()
+        self._slots: dict[int, bool] = {}
+        # Per unit: tables that hold it as a page, and how many of them are live.
+        self._holders = np.zeros(self.n_units, dtype=np.int32)
+        self._live = np.zeros(self.n_units, dtype=np.int32)
+        self._live_pages = self._live_slots = 0
 
     @property
     def budget_bytes(self) -> int:
@@ -137,18 +100,28 @@ class Arena:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of the pages in use."""
-        return len(self._owners) * self.page_bytes
+        """Bytes of the live pages; one that several requests share counts once."""
+        return self._live_pages * self.page_bytes
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the slots in use."""
-        return len(self._slots_in_use) * self.slot_units * self.page_bytes
+        """Bytes of the live slots."""
+        return self._live_slots * self.slot_units * self.page_bytes
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes in use that are not live."""
+        return (self.free_units - self._unused.count) * self.page_bytes
 
     @property
     def free_units(self) -> int:
-        """Units neither a page nor a slot uses; all of them can be allocated as either."""
-        return self.n_units - len(self._owners) - len(self._slots_in_use) * self.slot_units
+        """Units that are unused or not live; all of them can be allocated as pages or slots."""
+        return self.n_units - self._live_pages - self._live_slots * self.slot_units
+
+    @property
+    def unused_units(self) -> int:
+        """Units that can be allocated without `reclaim`."""
+        return self._unused.count
 
     def page_count(self, tokens: int) -> int:
         """Pages that `tokens` tokens of one layer need."""
@@ -160,25 +133,71 @@ class Arena:
         Raises:
             EngineError: if fewer than `count` units are free; nothing has changed then.
         """
-        self._require(count, "KV pages")
-        first = len(table)
-        units = self._take(count)
-        table.append(units)
-        for page, unit in enumerate(units, first):
-            self._owners[unit] = (table, page)
+        if count:
+            self._require(count, "KV pages")
+            self._hold(table, np.array(self._unused.take(count), dtype=np.int64))
+
+    def share(self, table: PageTable, source: PageTable, pages: int) -> None:
+        """Appends the first `pages` pages of `source` to `table`, which is empty; both hold them from then on."""
+        if pages:
+            self._hold(table, source.units[:pages])
+
+    def truncate(self, table: PageTable, pages: int) -> None:
+        """Takes all but the first `pages` pages out of `table`; those nobody else holds are unused then."""
+        units = table.units[pages:]
+        if not len(units):
+            return
+        self._holders[units] -= 1
+        if table.live:
+            self._live[units] -= 1
+            self._live_pages -= int((self._live[units] == 0).sum())
+        freed = units[self._holders[units] == 0]
+        self._unused.give(freed.tolist())
+        if self.poison:
+            self._unit_bytes[torch.from_numpy(freed).to(self.device)] = 0xFF
+        table.truncate(pages)
+        if not pages:
+            self._tables.discard(table)
 
     def release(self, table: PageTable) -> None:
-        """Frees all pages of `table` and empties it."""
-        units = table.units.tolist()
-        for unit in units:
-            del self._owners[unit]
-        self._give(units)
-        if self.poison and units:
-            self._unit_bytes[table.tensor().to(self.device)] = 0xFF
-        table.clear()
+        """Takes all pages out of `table`."""
+        self.truncate(table, 0)
 
-    def allocate_slot(self) -> int:
+    def retire(self, table: PageTable) -> None:
+        """The pages of `table` are not live any more, as far as it is concerned."""
+        self._live[table.units] -= 1
+        self._live_pages -= int((self._live[table.units] == 0).sum())
+        table.live = False
+
+    def live_pages(self, table: PageTable, pages: int) -> int:
+        """How many of the first `pages` pages of `table` are live."""
+        return int((self._live[table.units[:pages]] > 0).sum())
+
+    def exclusive_pages(self, table: PageTable) -> int:
+        """How many pages no live table but `table` holds."""
+        return int((self._live[table.units] == 1).sum())
+
+    def copy_pages(self, sources: list[tuple[PageTable, int]], targets: list[tuple[PageTable, int]]) -> None:
+        """Copies pages, given as `(table, place in it)`; sources and targets are as many."""
+        source, target = (
+            torch.tensor([int(table.units[page]) for table, page in pairs], device=self.device)
+            for pairs in (sources, targets)
+        )
+        self._unit_bytes[target] = self._unit_bytes[source]
+
+    def page_data(self, table: PageTable) -> Tensor:
+        """The bytes of all pages of `table`, `[n_pages, page_bytes]` uint8: a copy."""
+        return self._unit_bytes[table.tensor().to(self.device)]
+
+    def set_page_data(self, table: PageTable, data: Tensor) -> None:
+        """Writes what `page_data` gave."""
+        self._unit_bytes[table.tensor().to(self.device)] = data.to(self.device)
+
+    def allocate_slot(self, live: bool = True) -> int:
         """A zeroed slot: a row of every tensor in `slots`. Pages may move to make room.
+
+        Args:
+            live: whether a running request needs it.
 
         Raises:
             EngineError: if fewer than `slot_units` units are free, or the arena has no slots.
@@ -186,11 +205,14 @@ class Arena:
         if not self.slots:
             raise EngineError("this arena has no state slots: it was made for a model without converted layers")
         self._require(self.slot_units, "a state slot")
-        if not self._empty:
-            self._evacuate()
-        block = self._empty.pop()
-        self._slots_in_use.add(block)
-        self._block_bytes(block).zero_()
+        block = self._unused.take_block()
+        if block is None:
+            self._move(*self._unused.clear_block())
+            block = self._unused.take_block()
+            assert block is not None
+        self._slots[block] = live
+        self._live_slots += live
+        self.slot_data(block).zero_()
         return block
 
     def free_slot(self, slot: int) -> None:
@@ -199,12 +221,34 @@ class Arena:
         Raises:
             EngineError: if the slot is not in use.
         """
-        if slot not in self._slots_in_use:
-            raise EngineError(f"state slot {slot} is not in use")
-        self._slots_in_use.remove(slot)
-        self._empty.append(slot)
+        self.set_slot_live(slot, False)
+        del self._slots[slot]
+        self._unused.give_block(slot)
         if self.poison:
-            self._block_bytes(slot).fill_(0xFF)
+            self.slot_data(slot).fill_(0xFF)
+
+    def set_slot_live(self, slot: int, live: bool) -> None:
+        """Whether a running request needs a slot.
+
+        Raises:
+            EngineError: if the slot is not in use.
+        """
+        if slot not in self._slots:
+            raise EngineError(f"state slot {slot} is not in use")
+        self._live_slots += live - self._slots[slot]
+        self._slots[slot] = live
+
+    def slot_data(self, slot: int) -> Tensor:
+        """The bytes of a slot, `[slot_units, page_bytes]` uint8: a view."""
+        return self._unit_bytes[slot * self.slot_units : (slot + 1) * self.slot_units]
+
+    def _hold(self, table: PageTable, units: np.ndarray) -> None:
+        self._tables.add(table)
+        table.append(units)
+        self._holders[units] += 1
+        if table.live:
+            self._live_pages += int((self._live[units] == 0).sum())
+            self._live[units] += 1
 
     def _require(self, units: int, purpose: str) -> None:
         if units > self.free_units:
@@ -212,66 +256,25 @@ class Arena:
                 f"{units * self.page_bytes:,} bytes wanted for {purpose}, "
                 f"{self.free_units * self.page_bytes:,} of {self.budget_bytes:,} are free"
             )
+        while self._unused.count < units:
+            if self.reclaim is None:
+                raise EngineError("memory that is not live is kept, and nobody gives it back: this is a bug in dsla")
+            self.reclaim(units - self._unused.count)
 
-    def _block_bytes(self, block: int) -> Tensor:
-        return self._unit_bytes[block * self.slot_units : (block + 1) * self.slot_units]
-
-    def _take(self, count: int) -> list[int]:
-        """Takes `count` free units, from the fullest blocks first."""
-        units: list[int] = []
-        while len(units) < count:
-            block = next((next(iter(group)) for group in reversed(self._partial) if group), None)
-            if block is None:
-                block = self._empty.pop()
-                first = block * self.slot_units
-                self._free[block] = list(range(first, first + self.slot_units))[::-1]
-            else:
-                del self._partial[self.slot_units - len(self._free[block])][block]
-            free = self._free[block]
-            wanted = min(count - len(units), len(free))
-            units += free[: -wanted - 1 : -1]
-            del free[-wanted:]
-            self._file(block)
-        return units
-
-    def _give(self, units: Sequence[int]) -> None:
-        by_block: dict[int, list[int]] = {}
-        for unit in units:
-            by_block.setdefault(unit // self.slot_units, []).append(unit)
-        for block, freed in by_block.items():
-            free = self._free.setdefault(block, [])
-            if free:
-                del self._partial[self.slot_units - len(free)][block]
-            free += reversed(freed)
-            self._file(block)
-
-    def _file(self, block: int) -> None:
-        """Puts a block where `_take` and `allocate_slot` look for one with so many free units."""
-        free = len(self._free[block])
-        if free == self.slot_units:
-            del self._free[block]
-            self._empty.append(block)
-        elif free:
-            self._partial[self.slot_units - free][block] = None
-        else:
-            del self._free[block]
-
-    def _evacuate(self) -> None:
-        """Moves the pages of the least filled block elsewhere, so that it becomes empty."""
-        candidates = (block for group in self._partial for block in group if block != self._tail)
-        block = next(candidates)
-        free = self._free.pop(block)
-        del self._partial[self.slot_units - len(free)][block]
-        first = block * self.slot_units
-        used = sorted(set(range(first, first + self.slot_units)) - set(free))
-        targets = self._take(len(used))
-        device = self.device
-        source = torch.tensor(used, device=device)
-        self._unit_bytes[torch.tensor(targets, device=device)] = self._unit_bytes[source]
-        for unit, target in zip(used, targets, strict=True):
-            table, page = self._owners.pop(unit)
-            table.move(page, target)
-            self._owners[target] = (table, page)
+    def _move(self, used: list[int], targets: list[int]) -> None:
+        """Moves pages, and tells all tables that hold them."""
+        source, target = torch.tensor(used, device=self.device), torch.tensor(targets, device=self.device)
+        self._unit_bytes[target] = self._unit_bytes[source]
         if self.poison:
             self._unit_bytes[source] = 0xFF
-        self._empty.append(block)
+        for counts in (self._holders, self._live):
+            counts[targets] = counts[used]
+            counts[used] = 0
+        first = used[0] // self.slot_units * self.slot_units
+        place = np.full(self.slot_units, -1, dtype=np.int64)
+        place[np.array(used) - first] = targets
+        for table in self._tables:
+            units = table.units
+            hit = (units >= first) & (units < first + self.slot_units)
+            if hit.any():
+                units[hit] = place[units[hit] - first]

@@ -72,6 +72,7 @@ class AsyncEngine:
         quality: str | None = None,
         max_level: int | None = None,
         min_level: int | None = None,
+        sibling_of: str | None = None,
     ) -> AsyncGenerator[StepOutput, None]:
         """Runs a request. Bad arguments raise here, at once; the request is added when the first output is awaited.
 
@@ -82,6 +83,7 @@ class AsyncEngine:
             quality: `full`, `balanced` or `fast`.
             max_level: the highest level allowed.
             min_level: the lowest level allowed.
+            sibling_of: id of a request with the same prompt and level bounds; while both are open, it is computed once.
 
         Returns:
             An asynchronous generator of outputs; the last one has a `finish_reason`. Closing it earlier, or cancelling
@@ -94,7 +96,13 @@ class AsyncEngine:
         if not self.healthy:
             raise self._stopped()
         request = self.engine.check_request(
-            prompt, params, request_id=request_id, quality=quality, max_level=max_level, min_level=min_level
+            prompt,
+            params,
+            request_id=request_id,
+            quality=quality,
+            max_level=max_level,
+            min_level=min_level,
+            sibling_of=sibling_of,
         )
         return self._stream(request)
 

@@ -8,18 +8,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from dsla.engine.admission import Admission, LevelRules
 from dsla.engine.arena import Arena
 from dsla.engine.batch import PackedBatch, Segment
+from dsla.engine.cost import CostModel, StepWork
 from dsla.engine.decoder import PackedDecoder
 from dsla.engine.events import Event, EventLog
 from dsla.engine.intake import build_request, level_bounds
 from dsla.engine.levels import LevelControl
+from dsla.engine.pace import Pace
+from dsla.engine.prefix import PrefixCache
 from dsla.engine.request import Request, Status, StepOutput
-from dsla.engine.sampling import SamplingParams, sample
+from dsla.engine.sampler import Choice, choose
+from dsla.engine.sampling import SamplingParams
 from dsla.engine.scheduler import Chunk, Scheduler
 from dsla.engine.signals import Policy
 from dsla.errors import EngineError
+
+FIRST_SNAPSHOT = 512
+"""Tokens of a prompt after which states are kept for others for the first time; then after twice as many, and so on."""
 
 
 @dataclass(frozen=True)
@@ -28,23 +37,35 @@ class EngineConfig:
 
     Attributes:
         max_step_tokens: tokens one step computes, at most; at least 2.
+        max_step_seconds: time a step should take, at most; None = no bound. Half of it may go to conversions.
         max_running: requests that run at once, at most. Lowered to `max_step_tokens - 1`: each takes a token of every
             step, and prompts need some too.
         open_ended_tokens: `max_tokens` of requests that state none, at most.
+        reserve_tokens: tokens to come that a running request is promised memory for, or all where they are fewer.
+        cache_bytes: bytes kept for requests that begin as earlier ones did, at most; None = all that is free, 0 = none.
+        park_bytes: host memory for what requests that must give way remember; those that find no room there compute it
+            again.
         level: level of all requests, fixed; None = the policy decides (0 without one).
         max_events: events kept in the log.
     """
 
     max_step_tokens: int = 512
+    max_step_seconds: float | None = None
     max_running: int = 64
     open_ended_tokens: int = 1024
+    reserve_tokens: int = 256
+    cache_bytes: int | None = None
+    park_bytes: int = 0
     level: int | None = None
     max_events: int = 1000
 
     def __post_init__(self) -> None:
-        for name, least in (("max_step_tokens", 2), ("max_running", 1), ("open_ended_tokens", 1)):
-            if getattr(self, name) < least:
-                raise EngineError(f"{name} must be at least {least}, found {getattr(self, name)}")
+        least = {"max_step_tokens": 2, "max_running": 1, "open_ended_tokens": 1, "reserve_tokens": 0, "cache_bytes": 0}
+        for name, low in {**least, "park_bytes": 0}.items():
+            if getattr(self, name) is not None and getattr(self, name) < low:
+                raise EngineError(f"{name} must be at least {low}, found {getattr(self, name)}")
+        if self.max_step_seconds is not None and not self.max_step_seconds > 0:
+            raise EngineError(f"max_step_seconds must be positive, found {self.max_step_seconds}")
         object.__setattr__(self, "max_running", min(self.max_running, self.max_step_tokens - 1))
 
 
@@ -57,6 +78,7 @@ class Engine:
         config: settings.
         policy: decides levels from the load, or None: `config.level` for all.
         clock: seconds, never going back.
+        cost: what steps take on this machine; without it `config.max_step_seconds` bounds conversions only.
 
     Raises:
         EngineError: if the level is out of range.
@@ -69,19 +91,36 @@ class Engine:
         config: EngineConfig | None = None,
         policy: Policy | None = None,
         clock: Callable[[], float] = time.monotonic,
+        cost: CostModel | None = None,
     ) -> None:
         self.decoder, self.arena, self.config = decoder, arena, config or EngineConfig()
         self._clock = clock
         self._requests: dict[str, Request] = {}
         self._outputs: list[StepOutput] = []
+        self._arrivals = 0
         self._log = EventLog(self.config.max_events)
-        self._scheduler = Scheduler(arena, decoder.n_layers, self.config.max_running, self.config.max_step_tokens)
-        self._levels = LevelControl(decoder, arena, self._scheduler, self._log, policy, self.config.level, self._fail)
+        self._pace = Pace(clock, self.config.max_step_seconds, cost)
+        self._scheduler = Scheduler(
+            arena, decoder.n_layers, self.config.max_running, self.config.max_step_tokens, self.config.reserve_tokens,
+            self._pace,
+        )  # fmt: skip
+        self._cache = PrefixCache(arena, self.config.cache_bytes)
+        rules = LevelRules(None, 0, decoder.foldable)
+        self._admission = Admission(decoder, arena, self._scheduler, self._cache, rules, self._log)
+        self._levels = LevelControl(
+            decoder, arena, self._scheduler, self._admission, rules, self._log, policy, self.config.level, self._fail,
+            self._preempt, self._pace,
+        )  # fmt: skip
 
     @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do or to report."""
         return bool(self._requests or self._outputs)
+
+    @property
+    def parked_bytes(self) -> int:
+        """Host memory that preempted requests take."""
+        return sum(request.parked.nbytes for request in self._requests.values() if request.parked is not None)
 
     def check_request(
         self,
@@ -92,14 +131,16 @@ class Engine:
         quality: str | None = None,
         max_level: int | None = None,
         min_level: int | None = None,
+        sibling_of: str | None = None,
     ) -> Request:
         """Builds a request without adding it; may be called from any thread. Arguments and errors as `add_request`."""
         levels = level_bounds(quality, min_level, max_level, self._levels.max_level)
         request = build_request(prompt, params, request_id, levels, self.decoder, self.config.open_ended_tokens)
-        needed = self._levels.smallest_claim(request)
+        request.sibling_of = sibling_of
+        needed = self._admission.smallest_claim(request)
         while params.max_tokens is None and needed > self.arena.n_units and request.max_tokens > 1:
             request.max_tokens = max(request.max_tokens - self.arena.page_tokens, 1)
-            needed = self._levels.smallest_claim(request)
+            needed = self._admission.smallest_claim(request)
         if needed > self.arena.n_units:
             raise EngineError(
                 f"a request of {len(prompt)} prompt tokens and up to {request.max_tokens} new ones, at levels "
@@ -117,6 +158,7 @@ class Engine:
         quality: str | None = None,
         max_level: int | None = None,
         min_level: int | None = None,
+        sibling_of: str | None = None,
     ) -> str:
         """Accepts a request. An accepted request is run to its end unless it is cancelled.
 
@@ -127,6 +169,7 @@ class Engine:
             quality: `full`, `balanced` or `fast`: how many layers may be converted.
             max_level: the same, as a level; not together with `quality`.
             min_level: level to start at, at least. Default: 0.
+            sibling_of: id of an open request with the same prompt and level bounds; the prompt is computed once for both.
 
         Returns:
             Its id.
@@ -136,18 +179,26 @@ class Engine:
             EngineError: if the id is taken, or the memory budget could never hold the request.
         """
         request = self.check_request(
-            prompt, params, request_id=request_id, quality=quality, max_level=max_level, min_level=min_level
-        )
+            prompt, params, request_id=request_id, quality=quality, max_level=max_level, min_level=min_level,
+            sibling_of=sibling_of,
+        )  # fmt: skip
         return self.submit(request)
 
     def submit(self, request: Request) -> str:
         """Accepts a request that `check_request` built.
 
         Raises:
-            EngineError: if its id is taken.
+            EngineError: if its id is taken, or it is no sibling of the open request it names.
         """
         if request.id in self._requests:
             raise EngineError(f"a request {request.id!r} is open already: choose another id")
+        leader = self._requests.get(request.sibling_of) if request.sibling_of is not None else None
+        if leader is not None and not request.is_like(leader):
+            raise EngineError(
+                f"request {request.id!r} is no sibling of {leader.id!r}: their prompts or level bounds differ"
+            )
+        self._arrivals += 1
+        request.arrival = self._arrivals
         self._requests[request.id] = request
         self._scheduler.waiting.append(request)
         self._log.add(Event(self._clock(), "accept", request.id, "queued"))
@@ -162,6 +213,7 @@ class Engine:
         request = self._requests.get(request_id)
         if request is None:
             return False
+        self._keep_ended(request)
         self._close(request, Event(self._clock(), "cancel", request.id, "cancelled"))
         self._outputs.append(StepOutput.of(request, [], "abort"))
         return True
@@ -190,18 +242,18 @@ class Engine:
             One output per request that got tokens or ended.
         """
         now = self._clock()
-        self._levels.apply_forced(now)
-        self._levels.apply_policy(now)
-        if self._levels.start(now):
-            self._levels.apply_policy(now)
-        chunks = self._scheduler.plan()
-        self._levels.relieve(chunks, now)
-        chunks = [chunk for chunk in chunks if chunk.request.status is Status.RUNNING]
+        self._pace.begin()
+        self._levels.decide(now)
+        self._levels.convert(now)
+        if self._admission.start(now):
+            self._levels.decide(now)
+            self._levels.convert(now)
+        chunks = self._levels.relieve(self._scheduler.plan(), now)
         if chunks:
             self._compute(chunks, now)
         if not self._requests:
             # Nobody steps an idle engine: the calm begins here.
-            self._levels.apply_policy(self._clock())
+            self._levels.decide(self._clock())
         outputs, self._outputs = self._outputs, []
         return outputs
 
@@ -217,6 +269,9 @@ class Engine:
             "kv_bytes": self.arena.kv_bytes,
             "state_bytes": self.arena.state_bytes,
             "free_bytes": self.arena.free_units * self.arena.page_bytes,
+            "cached_bytes": self.arena.kept_bytes,
+            "parked_bytes": self.parked_bytes,
+            "snapshots": len(self._cache),
             "running": sum(request.status is Status.RUNNING for request in requests),
             "waiting": sum(request.status is Status.WAITING for request in requests),
             "max_level": self._levels.max_level,
@@ -231,6 +286,7 @@ class Engine:
                     "prompt_tokens": len(request.prompt),
                     "computed_tokens": request.computed,
                     "completion_tokens": len(request.output),
+                    "cached_tokens": request.cached_tokens,
                 }
                 for request in requests
             ],
@@ -245,34 +301,81 @@ class Engine:
                 raise EngineError(f"request {request.id!r} is scheduled without memory: this is a bug in dsla")
             memory.reserve(request.computed + chunk.count)
             segments.append(Segment(memory, request.next_tokens(chunk.count), request.computed, chunk.sample))
+        work, began = sum((chunk.work for chunk in chunks), StepWork()), self._clock()
         logits = self.decoder.forward(PackedBatch(segments, self.arena.page_tokens, self.decoder.device), self.arena)
-        finite = torch.isfinite(logits).all(-1).tolist()
-        greedy = logits.argmax(-1).tolist() if logits.shape[0] else []
         prompt_tokens = sum(chunk.count for chunk in chunks if chunk.request.computed < len(chunk.request.prompt))
         sampled = [chunk.request for chunk in chunks if chunk.sample]
         for chunk in chunks:
-            chunk.request.computed += chunk.count
-        for row, request in enumerate(sampled):
-            if not finite[row]:
-                place = f"after {request.computed} tokens at level {request.level}"
-                self._fail(request, f"request {request.id!r}: logits are not finite {place}", now)
-                continue
-            params = request.params
-            token = (
-                sample(logits[row], params, request.seed, len(request.output)) if params.temperature else greedy[row]
-            )
-            self._append(request, token)
+            begun, chunk.request.computed = chunk.request.computed, chunk.request.computed + chunk.count
+            self._keep_prefix(chunk.request, begun)
+        for row, request in enumerate(list(sampled)):
+            if not request.output:
+                forked = self._admission.fork(request, now)
+                sampled += forked
+                logits = torch.cat([logits, logits[row].expand(len(forked), -1)]) if forked else logits
+        self._sample(sampled, logits, now)
+        self._pace.end(work, began)
         self._log.count_step(now, prompt_tokens, len(sampled))
 
-    def _append(self, request: Request, token: int) -> None:
-        params = request.params
-        ends = token in params.stop_token_ids or (not params.ignore_eos and token in self.decoder.eos_token_ids)
-        if not ends:
-            request.output.append(token)
+    def _sample(self, requests: list[Request], logits: Tensor, now: float) -> None:
+        """Chooses the next token of each request by its row of logits `[n, vocab]`."""
+        for request, choice in zip(requests, choose(logits, requests), strict=True):
+            if choice is None:
+                layer = request.memory.broken_layer(request.computed) if request.memory else None
+                place = "" if layer is None else f"; what layer {layer} remembers is the first that is not finite"
+                self._fail(
+                    request,
+                    f"request {request.id!r}: logits are not finite after {request.computed} tokens at level "
+                    f"{request.level}{place}",
+                    now,
+                )
+            else:
+                self._append(request, choice)
+
+    def _keep_prefix(self, request: Request, begun: int) -> None:
+        """Keeps what a request remembers for others: at the end of its prompt, and on the way at doubling distances.
+
+        States of short texts are not worth their bytes; and of any text without states, every beginning is kept with it.
+        """
+        computed, prompt = request.computed, len(request.prompt)
+        memory = request.memory
+        if memory is None or computed > prompt or request.replaying:
+            return
+        doubled = (begun // FIRST_SNAPSHOT).bit_length() < (computed // FIRST_SNAPSHOT).bit_length()
+        wanted = computed == prompt or (doubled and request.level)
+        if wanted and (not request.level or self.arena.page_count(computed) > self.arena.slot_units):
+            self._cache.add(request.prompt[:computed], request.levels, memory)
+
+    def _keep_ended(self, request: Request) -> None:
+        """Leaves what a request remembers to others."""
+        if request.memory is not None:
+            self._cache.add_ended(request.tokens[: request.computed], request.history, request.memory)
+            request.memory = None
+
+    def _preempt(self, request: Request, now: float) -> None:
+        """Sends a running request back to the queue; what it remembers is parked, or kept as long as nobody needs the room."""
+        memory = request.memory
+        if memory is None:
+            raise EngineError(f"request {request.id!r} has no memory to give back: this is a bug in dsla")
+        parks = self.parked_bytes + memory.units * self.arena.page_bytes <= self.config.park_bytes
+        if parks:
+            request.parked, request.memory = memory.park(), None
+        else:
+            self._keep_ended(request)
+            request.forget_progress()
+        self._scheduler.put_back(request)
+        self._log.add(Event(now, "preempt", request.id, "parked" if parks else "to be replayed"))
+
+    def _append(self, request: Request, choice: Choice) -> None:
+        ends = choice.token in request.end_tokens
+        tokens = [] if ends else [choice.token]
+        logprobs = None if choice.logprobs is None else () if ends else (choice.logprobs,)
+        request.output += tokens
         reason = "stop" if ends else "length" if len(request.output) == request.max_tokens else None
         if reason is not None:
+            self._keep_ended(request)
             self._close(request, Event(self._clock(), "finish", request.id, reason))
-        self._outputs.append(StepOutput.of(request, [] if ends else [token], reason))
+        self._outputs.append(StepOutput.of(request, tokens, reason, logprobs=logprobs))
 
     def _fail(self, request: Request, message: str, now: float) -> None:
         self._close(request, Event(now, "error", request.id, message))
@@ -280,5 +383,8 @@ class Engine:
 
     def _close(self, request: Request, event: Event) -> None:
         self._scheduler.remove(request)
+        if request.memory is not None:
+            request.memory.release()
+        request.memory = request.parked = None
         del self._requests[request.id]
         self._log.add(event)

@@ -66,8 +66,10 @@ def build_request(
         open_ended_tokens: tokens to generate at most where `params` does not say.
 
     Raises:
-        RequestError: if the prompt is empty, holds unknown tokens, or exceeds the model's context with its answer.
+        RequestError: if the prompt is empty, it or `params` hold unknown tokens, or it exceeds the model's context with its
+            answer.
     """
+    _check_vocabulary(params, decoder.vocab_size)
     if not prompt:
         raise RequestError("the prompt has no tokens: give at least one", param="prompt")
     unknown = next((token for token in prompt if not 0 <= token < decoder.vocab_size), None)
@@ -89,6 +91,10 @@ def build_request(
             f"{decoder.max_tokens} tokens: lower max_tokens to {room} or shorten the prompt",
             param="max_tokens",
         )
+    own_ends = () if params.ignore_eos else decoder.eos_token_ids
+    end_tokens = frozenset(token for token in (*params.stop_token_ids, *own_ends) if token < decoder.vocab_size)
+    if params.min_tokens and len(end_tokens) == decoder.vocab_size:
+        raise RequestError("every token of the model ends the request: none is left for min_tokens", param="min_tokens")
     return Request(
         id=request_id if request_id is not None else uuid.uuid4().hex,
         prompt=list(prompt),
@@ -97,4 +103,12 @@ def build_request(
         seed=params.seed if params.seed is not None else secrets.randbits(63),
         min_level=levels[0],
         max_level=levels[1],
+        end_tokens=end_tokens,
     )
+
+
+def _check_vocabulary(params: SamplingParams, vocab_size: int) -> None:
+    for name, tokens in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias)):
+        unknown = next((token for token in tokens if not 0 <= token < vocab_size), None)
+        if unknown is not None:
+            raise RequestError(f"{name} holds token id {unknown}, the model knows 0 to {vocab_size - 1}", param=name)

@@ -1,35 +1,39 @@
-"""Levels at a step boundary: where requests start, and which ones rise by hand, by policy, or for lack of memory."""
+"""Levels of running requests: which rise by hand, by policy, or for lack of memory, and when; and who gives way otherwise."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from dsla.engine.admission import Admission, LevelRules
 from dsla.engine.arena import Arena
 from dsla.engine.decoder import PackedDecoder
 from dsla.engine.events import Event, EventLog
-from dsla.engine.memory import RequestMemory
-from dsla.engine.request import Request, Status
+from dsla.engine.pace import Pace
+from dsla.engine.request import Goal, Request, Status
 from dsla.engine.scheduler import Chunk, Scheduler
 from dsla.engine.signals import Policy, RequestSummary, Signals
 from dsla.errors import EngineError
 
 
 class LevelControl:
-    """Decides and carries out every change of level.
+    """Decides and carries out every change of a running request's level.
 
     Args:
         decoder: the model.
         arena: the memory.
         scheduler: the requests.
+        admission: starts requests, by `rules`.
+        rules: levels of new requests; this object changes them.
         log: where events go.
         policy: decides where no level is forced; None = a level is always forced.
         level: forced level, or None.
         fail: called with a request whose states are broken and a message; it must remove the request.
+        preempt: called with a request that must give its memory back; it goes to the queue.
+        pace: how many layers may be converted in a step.
 
     Attributes:
-        forced: level set by hand, or None.
-        new_level: level new requests start at under the policy.
+        max_level: highest level of the model.
     """
 
     def __init__(
@@ -37,19 +41,32 @@ class LevelControl:
         decoder: PackedDecoder,
         arena: Arena,
         scheduler: Scheduler,
+        admission: Admission,
+        rules: LevelRules,
         log: EventLog,
         policy: Policy | None,
         level: int | None,
         fail: Callable[[Request, str, float], None],
+        preempt: Callable[[Request, float], None],
+        pace: Pace,
     ) -> None:
         self._decoder, self._arena, self._scheduler, self._log = decoder, arena, scheduler, log
-        self._policy, self._fail = policy, fail
+        self._admission, self._rules = admission, rules
+        self._policy, self._fail, self._preempt, self._pace = policy, fail, preempt, pace
         self._policy_state: Any = None
         self._deferred: set[str] = set()
         self.max_level = len(decoder.order)
-        self.forced: int | None = None
-        self.new_level = 0
         self.force(0 if level is None and policy is None else level, None)
+
+    @property
+    def forced(self) -> int | None:
+        """Level set by hand, or None."""
+        return self._rules.forced
+
+    @property
+    def new_level(self) -> int:
+        """Level new requests start at under the policy."""
+        return self._rules.new_level
 
     def force(self, level: int | None, now: float | None) -> None:
         """Fixes the level of all requests from the next step on, or (None) leaves it to the policy again.
@@ -58,12 +75,12 @@ class LevelControl:
             EngineError: if there is no such level, or no policy to return to.
         """
         self.check(level)
-        self.forced = level
-        self.new_level = 0
+        self._rules.forced, self._rules.new_level = level, 0
         self._policy_state = None
         self._deferred.clear()
-        if level is None and self._decoder.foldable:
-            for request in self._scheduler.running.values():
+        for request in self._scheduler.running.values():
+            request.goal = None
+            if level is None and self._decoder.foldable:
                 request.ceiling = max(request.ceiling, request.max_level)
         if now is not None:
             self._log.add(Event(now, "force-level", None, "adaptive" if level is None else "by hand", to_level=level))
@@ -75,89 +92,53 @@ class LevelControl:
         if level is not None and not 0 <= level <= self.max_level:
             raise EngineError(f"level {level} is out of range: this model has levels 0 to {self.max_level}")
 
-    def smallest_claim(self, request: Request) -> int:
-        """The fewest units `request` can be run with under the present settings."""
-        starts = self._starts(request)
-        return min(self._scheduler.claim(request, *start) for start in (starts if self.forced is None else starts[:1]))
+    def decide(self, now: float) -> None:
+        """Sets the goals of running requests, by hand or by policy."""
+        if self.forced is not None:
+            for request in self._scheduler.running.values():
+                self._aim(request, min(self.forced, request.max_level), "by hand")
+        elif self._policy is not None:
+            summaries = [self._summary(request) for request in self._scheduler.running.values()]
+            self._policy_state, decisions = self._policy(self._policy_state, self.signals(), summaries, now)
+            for decision in decisions:
+                if decision.request_id is None:
+                    self._set_new_level(decision.level, decision.reason, now)
+                    continue
+                named = self._scheduler.running.get(decision.request_id)
+                if named is not None and self._admission.profitable(named):
+                    self._aim(named, min(decision.level, named.ceiling), decision.reason)
 
-    def start(self, now: float) -> bool:
-        """Starts waiting requests, in order, as long as their claims fit; whether there were any."""
-        started = False
-        while (request := self._scheduler.head()) is not None:
-            # The settings may be others than those it was accepted under, and what they ask for more than there is.
-            claims = ((self._scheduler.claim(request, *start), *start) for start in self._starts(request))
-            claim, level, ceiling = next(found for found in claims if found[0] <= self._arena.n_units)
-            if claim > self._scheduler.room(request):
-                break
-            request.ceiling = ceiling
-            request.enter_level(level)
-            request.memory = RequestMemory(self._arena, self._decoder.n_layers, self._decoder.order[:level])
-            self._scheduler.start_head()
-            self._log.add(Event(now, "start", request.id, "admitted", to_level=level))
-            started = True
-        return started
+    def convert(self, now: float) -> None:
+        """Takes requests towards their goals, and replays what their histories state, as far as memory lets it."""
+        for request in self._scheduler.by_arrival():
+            if request.replaying:
+                self._replay(request, now)
+            elif request.goal is not None:
+                goal = request.goal
+                self._raise(request, goal.level, goal.reason, now)
+                if request.status is Status.RUNNING and request.level < goal.level:
+                    self._defer(request, goal, now)
 
-    def apply_forced(self, now: float) -> None:
-        """Raises running requests towards the forced level, as far as memory lets it."""
-        if self.forced is None:
-            return
-        for request in list(self._scheduler.running.values()):
-            wanted = min(self.forced, request.max_level)
-            level = self._affordable(request, wanted)
-            if level > request.level:
-                self._raise(request, level, "by hand", now)
-            if level < wanted and request.id not in self._deferred and request.status is Status.RUNNING:
-                self._deferred.add(request.id)
-                reason = "no memory for states" if self._decoder.foldable else "adapter not foldable"
-                self._log.add(Event(now, "defer", request.id, reason, from_level=level, to_level=wanted))
+    def relieve(self, chunks: list[Chunk], now: float) -> list[Chunk]:
+        """Makes the room a step needs: by conversions, by shorter chunks of prompts, by sending requests back.
 
-    def apply_policy(self, now: float) -> None:
-        """Asks the policy and carries out what it decides."""
-        if self._policy is None or self.forced is not None:
-            return
-        summaries = [self._summary(request) for request in self._scheduler.running.values()]
-        self._policy_state, decisions = self._policy(self._policy_state, self.signals(), summaries, now)
-        for decision in decisions:
-            if decision.request_id is None:
-                level = min(max(decision.level, 0), self.max_level)
-                if level != self.new_level:
-                    self._log.add(
-                        Event(now, "new-level", None, decision.reason, from_level=self.new_level, to_level=level)
-                    )
-                self.new_level = level
-                continue
-            request = self._scheduler.running.get(decision.request_id)
-            if request is not None and self._scheduler.converts_profitably(request):
-                level = min(decision.level, request.ceiling)
-                if level > request.level:
-                    self._raise(request, level, decision.reason, now)
-
-    def relieve(self, chunks: list[Chunk], now: float) -> None:
-        """Converts layers, of the longest requests first, until the step has the memory it needs.
+        Returns:
+            What the step computes.
 
         Raises:
-            EngineError: if that is not enough, which admission rules out.
+            EngineError: if a request that is alone finds no room, which admission rules out.
         """
-        after = {chunk.request.id: chunk.request.computed + chunk.count for chunk in chunks}
-        requests = sorted(self._scheduler.running.values(), key=lambda r: after.get(r.id, r.computed), reverse=True)
-        slot = self._arena.slot_units
-        # First layers whose pages pay for their slot; then those that would outgrow a slot in this very step.
-        for self_financing in (True, False):
-            for request in requests:
-                missing = self._scheduler.missing_units([c for c in chunks if c.request.status is Status.RUNNING])
-                if not missing:
-                    return
-                gain = self._arena.page_count(after.get(request.id, request.computed)) - slot
-                pays = self._arena.page_count(request.computed) >= slot
-                if gain > 0 and pays == self_financing and request.status is Status.RUNNING:
-                    level = min(request.level - (-missing // gain), request.ceiling)
-                    if level > request.level:
-                        self._raise(request, level, "memory", now)
-        missing = self._scheduler.missing_units([c for c in chunks if c.request.status is Status.RUNNING])
-        if missing:
-            raise EngineError(
-                f"{missing} memory units are missing although every claim was granted: this is a bug in dsla"
-            )
+        while True:
+            for urgent in (False, True):
+                chunks = self._convert_for(chunks, now, urgent)
+                fitting = self._fitting(chunks)
+                if fitting or not chunks:
+                    return fitting
+            last = self._scheduler.by_arrival()[-1]
+            if len(self._scheduler.running) == 1:
+                raise EngineError(f"request {last.id!r} has no room although it is alone: this is a bug in dsla")
+            self._preempt(last, now)
+            chunks = [chunk for chunk in chunks if chunk.request is not last]
 
     def signals(self) -> Signals:
         """The load now."""
@@ -171,57 +152,124 @@ class LevelControl:
             max_level=self.max_level,
         )
 
+    def _set_new_level(self, level: int, reason: str, now: float) -> None:
+        level = min(max(level, 0), self.max_level)
+        if level != self.new_level:
+            self._log.add(Event(now, "new-level", None, reason, from_level=self.new_level, to_level=level))
+            self._rules.new_level = level
+
+    def _aim(self, request: Request, level: int, reason: str) -> None:
+        if level > max(request.level, request.goal.level if request.goal else 0):
+            request.goal = Goal(level, reason)
+
+    def _defer(self, request: Request, goal: Goal, now: float) -> None:
+        if request.id not in self._deferred:
+            self._deferred.add(request.id)
+            reason = "no memory for states" if self._decoder.foldable else "adapter not foldable"
+            self._log.add(Event(now, "defer", request.id, reason, from_level=request.level, to_level=goal.level))
+
+    def _convert_for(self, chunks: list[Chunk], now: float, urgent: bool = False) -> list[Chunk]:
+        """Converts layers, of the longest requests first, until a step has the memory it needs, as far as that helps."""
+        after = {chunk.request.id: chunk.request.computed + chunk.count for chunk in chunks}
+        requests = sorted(self._scheduler.running.values(), key=lambda r: after.get(r.id, r.computed), reverse=True)
+        # First layers whose pages pay for their slot; then those that would outgrow a slot in this very step.
+        for self_financing in (True, False):
+            for request in requests:
+                missing = self._scheduler.missing_units(chunks)
+                if not missing:
+                    return chunks
+                gain, pays = self._gain(request, after.get(request.id, request.computed))
+                if gain > 0 and pays == self_financing:
+                    level = min(request.level - (-missing // gain), request.ceiling)
+                    self._raise(request, level, "memory", now, urgent)
+                    chunks = [chunk for chunk in chunks if chunk.request.status is Status.RUNNING]
+        return chunks
+
+    def _gain(self, request: Request, tokens: int) -> tuple[int, bool]:
+        """Units a request of `tokens` tokens needs less with one more layer converted, and whether that frees some now."""
+        memory, slot = request.memory, self._arena.slot_units
+        convertible = request.level < request.ceiling and self._decoder.foldable and not request.replaying
+        if memory is None or request.status is not Status.RUNNING or not convertible:
+            return 0, False
+        freed = memory.fold_gain(self._decoder.order[request.level]) + slot
+        return freed + self._arena.page_count(tokens) - memory.pages - slot, freed >= slot
+
+    def _fitting(self, chunks: list[Chunk]) -> list[Chunk]:
+        """What of a step fits: every decode, then prompts in order, the last as far as it fits; or nothing at all."""
+        fitting = [chunk for chunk in chunks if chunk.request.pending == 1]
+        free = self._arena.free_units - self._scheduler.wanted_units(fitting)
+        if free < 0:
+            return []
+        for chunk in chunks:
+            if chunk.request.pending > 1 and chunk.request.memory is not None:
+                count = min(chunk.count, chunk.request.memory.tokens_within(free) - chunk.request.computed)
+                if count < 1:
+                    break
+                fitting.append(Chunk(chunk.request, count))
+                free -= fitting[-1].units
+        return fitting
+
+    def _replay(self, request: Request, now: float) -> None:
+        """Converts what had been converted at this token before; others that came later give way if it is the oldest."""
+        while request.level < request.replayed_level and request.memory is not None:
+            layer = self._decoder.order[request.level]
+            if request.computed and -request.memory.fold_gain(layer) > self._arena.free_units:
+                by_arrival = self._scheduler.by_arrival()
+                if by_arrival[0] is not request or by_arrival[-1] is request:
+                    return
+                self._preempt(by_arrival[-1], now)
+            elif not self._fold(request, layer, now):
+                return
+
+    def _raise(self, request: Request, level: int, reason: str, now: float, urgent: bool = False) -> None:
+        """Converts layers of a running request up to `level`, as far as memory and the step's time allow."""
+        before, free = request.level, self._arena.free_units
+        for layer in self._decoder.order[before:level]:
+            if not self._affordable(request, layer) or not (urgent or self._pace.converts()):
+                break
+            request.folded_tokens += request.computed
+            if not self._fold(request, layer, now):
+                return
+            self._pace.converted()
+        if request.level > before:
+            freed = (self._arena.free_units - free) * self._arena.page_bytes
+            self._log.add(Event(now, "level", request.id, reason, before, request.level, request.computed, freed))
+
+    def _affordable(self, request: Request, layer: int) -> bool:
+        """Whether memory, and what was promised to others, allow the next layer to be converted."""
+        memory, level, ceiling = request.memory, request.level, request.ceiling
+        if memory is None:
+            return False
+        if request.computed and (not self._decoder.foldable or -memory.fold_gain(layer) > self._arena.free_units):
+            return False
+        claim = self._scheduler.claim(request, level + 1, max(level + 1, ceiling))
+        return claim <= max(self._scheduler.claim(request, level, ceiling), self._scheduler.room(request))
+
+    def _fold(self, request: Request, layer: int, now: float) -> bool:
+        """Converts one layer; whether it could be done."""
+        if request.memory is None:
+            raise EngineError(f"request {request.id!r} has no memory to convert: it is not running")
+        try:
+            request.memory.fold(layer, self._decoder.mixers[layer], request.computed)
+        except EngineError as error:
+            self._fail(request, str(error), now)
+            return False
+        request.enter_level(request.level + 1)
+        return True
+
     def _summary(self, request: Request) -> RequestSummary:
         prompt_pages, slot = self._arena.page_count(len(request.prompt)), self._arena.slot_units
         kept = self._decoder.n_layers - request.level
-        saved_now = self._arena.page_count(request.computed) - slot if request.computed else 0
         page_bytes = self._arena.page_bytes
+        saved_now = 0
+        if request.computed and request.memory is not None and request.level < self.max_level:
+            saved_now = request.memory.fold_gain(self._decoder.order[request.level])
         return RequestSummary(
             id=request.id,
             level=request.level,
-            max_level=request.ceiling,
+            max_level=request.level if request.replaying else request.ceiling,
             computed_tokens=request.computed,
             saving_per_layer=saved_now * page_bytes,
             prompt_bytes=(kept * prompt_pages + request.level * slot) * page_bytes,
             prompt_saving_per_layer=(prompt_pages - slot) * page_bytes,
         )
-
-    def _starts(self, request: Request) -> list[tuple[int, int]]:
-        """Levels to start at, with their ceilings: the one asked for by hand or by policy, then those nearest to it."""
-        low, high = request.min_level, request.max_level
-        if self.forced is not None:
-            wanted = self.forced
-        else:
-            wanted = self.new_level if self._scheduler.converts_profitably(request) else low
-        wanted = min(max(wanted, low), high)
-        may_rise = self.forced is None and self._decoder.foldable
-        levels = sorted(range(low, high + 1), key=lambda level: abs(level - wanted))
-        return [(level, high if may_rise else level) for level in levels]
-
-    def _affordable(self, request: Request, wanted: int) -> int:
-        """The highest level up to `wanted` that claims and free memory allow."""
-        if request.computed and not self._decoder.foldable:
-            return request.level
-        cost = self._arena.slot_units - self._arena.page_count(request.computed) if request.computed else 0
-        room, free = self._scheduler.room(request), self._arena.free_units
-        for level in range(wanted, request.level, -1):
-            claim = self._scheduler.claim(request, level, max(level, request.ceiling))
-            if claim <= room and (level - request.level) * cost <= free:
-                return level
-        return request.level
-
-    def _raise(self, request: Request, level: int, reason: str, now: float) -> None:
-        memory = request.memory
-        if memory is None:
-            raise EngineError(f"request {request.id!r} has no memory to convert: it is not running")
-        before, free = request.level, self._arena.free_units
-        for layer in self._decoder.order[before:level]:
-            try:
-                memory.fold(layer, self._decoder.mixers[layer], request.computed)
-            except EngineError as error:
-                self._fail(request, str(error), now)
-                return
-            request.folded_tokens += request.computed
-        request.enter_level(level)
-        freed = (self._arena.free_units - free) * self._arena.page_bytes
-        self._log.add(Event(now, "level", request.id, reason, before, level, request.computed, freed))

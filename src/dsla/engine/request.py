@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from dsla.engine.memory import RequestMemory
-from dsla.engine.sampling import SamplingParams
+import numpy as np
+
+from dsla.engine.history import History, before, extended, level_at
+from dsla.engine.logit_edits import LogitEdits
+from dsla.engine.memory import Parked, RequestMemory
+from dsla.engine.sampling import SamplingParams, TokenLogprobs
 
 
 class Status(Enum):
@@ -15,6 +19,14 @@ class Status(Enum):
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A level that a running request is to reach, and why."""
+
+    level: int
+    reason: str
 
 
 @dataclass
@@ -29,13 +41,21 @@ class Request:
         seed: of its sampling.
         min_level: level it starts at, at least.
         max_level: level it is never raised above.
+        end_tokens: token ids that end it.
+        sibling_of: id of a request with the same prompt, whose computed prompt it starts with; or None.
+        arrival: place in the order of acceptance.
         level: layers converted now.
         ceiling: level its admission counted on being allowed, `level ... max_level`.
+        goal: level it is on its way to, or None.
         levels: level history, `(from_token, level)`: tokens from position `from_token` on were computed at `level`.
         computed: tokens of prompt and output whose keys and values (or states) exist.
+        replay_until: tokens whose levels the history states already: they had been computed before it was preempted.
+        cached_tokens: tokens of the prompt that another request had computed when it started first.
         output: generated token ids.
         folded_tokens: cached tokens turned into states, summed over layers.
+        edits: what changes its logits, once it has had any; never shared.
         memory: what it remembers, while running.
+        parked: what it remembers, while it waits outside the arena.
     """
 
     id: str
@@ -45,14 +65,27 @@ class Request:
     seed: int
     min_level: int
     max_level: int
+    end_tokens: frozenset[int] = frozenset()
+    sibling_of: str | None = None
+    arrival: int = 0
     level: int = 0
     ceiling: int = 0
-    levels: list[tuple[int, int]] = field(default_factory=list)
+    goal: Goal | None = None
+    levels: History = field(default_factory=list)
     computed: int = 0
+    replay_until: int = 0
+    cached_tokens: int = 0
     output: list[int] = field(default_factory=list)
     folded_tokens: int = 0
     status: Status = Status.WAITING
+    edits: LogitEdits | None = None
     memory: RequestMemory | None = None
+    parked: Parked | None = None
+
+    def is_like(self, other: Request) -> bool:
+        """Whether both have the same prompt and may have the same levels, so that one prompt computed serves both."""
+        mine, theirs = ((r.prompt, r.min_level, r.max_level) for r in (self, other))
+        return mine == theirs
 
     @property
     def pending(self) -> int:
@@ -64,6 +97,42 @@ class Request:
         """Tokens it remembers at most; the last output token is never computed."""
         return len(self.prompt) + self.max_tokens - 1
 
+    @property
+    def tokens(self) -> np.ndarray:
+        """Prompt and output `[n]`, int64."""
+        return np.array(self.prompt + self.output, dtype=np.int64)
+
+    @property
+    def replaying(self) -> bool:
+        """Whether its levels are those of its history, and nothing else may change them."""
+        return self.computed < self.replay_until or (bool(self.levels) and self.levels[-1][1] > self.level)
+
+    @property
+    def history(self) -> History:
+        """Level history of what it remembers now: while it replays, the part that has been done again."""
+        return extended(before(self.levels, self.computed), self.computed, self.level)
+
+    @property
+    def replayed_level(self) -> int:
+        """The level its history states for the next token, while it replays."""
+        return level_at(self.levels, self.computed)
+
+    def tokens_before_change(self) -> int:
+        """Tokens that may be computed before its history states another level; all that are pending, if it does not."""
+        return (
+            next((start for start, _ in self.levels if start > self.computed), self.computed + self.pending)
+            - self.computed
+        )
+
+    def forget_progress(self) -> None:
+        """Has nothing computed any more: what its output followed from must be replayed, all else begins anew."""
+        self.goal = None
+        if self.output:
+            self.replay_until = max(self.replay_until, self.computed)
+        else:
+            self.levels, self.folded_tokens, self.replay_until, self.ceiling = [], 0, 0, 0
+        self.computed = self.level = 0
+
     def next_tokens(self, count: int) -> list[int]:
         """The next `count` tokens to compute."""
         start, known = self.computed, len(self.prompt)
@@ -72,13 +141,11 @@ class Request:
         return (self.prompt[start : start + count] + self.output)[:count]
 
     def enter_level(self, level: int) -> None:
-        """Computes all further tokens at `level`; writes the history, one entry for all changes at one token."""
+        """Computes all further tokens at `level`, and writes that into the history, unless it replays."""
+        if not self.replaying:
+            self.levels = extended(self.levels, self.computed, level)
         self.level = level
         self.ceiling = max(self.ceiling, level)
-        if self.levels and self.levels[-1][0] == self.computed:
-            self.levels.pop()
-        if not self.levels or self.levels[-1][1] != level:
-            self.levels.append((self.computed, level))
 
 
 @dataclass(frozen=True)
@@ -94,6 +161,8 @@ class StepOutput:
         completion_tokens: tokens generated so far.
         levels: its level history so far, `[[from_token, level], ...]`.
         folded_tokens: cached tokens turned into states so far, summed over layers.
+        cached_tokens: tokens of the prompt that an earlier request had computed.
+        logprobs: of each of `tokens`, its own `(token, logprob)` and those of the most likely tokens; None = not asked for.
     """
 
     request_id: str
@@ -104,10 +173,17 @@ class StepOutput:
     completion_tokens: int
     levels: list[list[int]]
     folded_tokens: int
+    cached_tokens: int
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
     @classmethod
     def of(
-        cls, request: Request, tokens: list[int], finish_reason: str | None = None, error: str | None = None
+        cls,
+        request: Request,
+        tokens: list[int],
+        finish_reason: str | None = None,
+        error: str | None = None,
+        logprobs: tuple[TokenLogprobs, ...] | None = None,
     ) -> StepOutput:
         """The output of a step for `request`, with its counters as they are now."""
         return cls(
@@ -119,4 +195,6 @@ class StepOutput:
             completion_tokens=len(request.output),
             levels=[list(entry) for entry in request.levels],
             folded_tokens=request.folded_tokens,
+            cached_tokens=request.cached_tokens,
+            logprobs=logprobs,
         )

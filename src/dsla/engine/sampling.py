@@ -1,21 +1,28 @@
-"""What a request asks of sampling, and the choice of a token from logits."""
+"""What a request asks of sampling, and where its random numbers come from. `sampler` chooses the tokens."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from dsla.errors import RequestError
 
+TokenLogprobs: TypeAlias = tuple[tuple[int, float], ...]
+"""A chosen token's own `(token, logprob)`, then those of the most likely tokens, most likely first."""
+
+MAX_LOGPROBS = 20
 _SEEDS = 2**63
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """How tokens are chosen and when a request ends.
+
+    The model's logits are edited first: repetition penalty, frequency and presence penalty, bias, end tokens that must not
+    come yet. Then temperature, `top_k`, `top_p` and `min_p` apply in this order, each to what the one before it left.
 
     Attributes:
         max_tokens: tokens generated at most, and memory for them is promised; None = `EngineConfig.open_ended_tokens`,
@@ -28,6 +35,14 @@ class SamplingParams:
         stop_token_ids: tokens that end a request, beside the model's own end tokens. They are not part of the output.
             The engine sees no text: whoever makes text of its tokens looks for stop texts, and cancels the request.
         ignore_eos: go on after the model's end tokens.
+        min_tokens: tokens generated before an end token or one of `stop_token_ids` may come.
+        presence_penalty: subtracted from the logits of tokens in the output, -2 to 2.
+        frequency_penalty: the same, as often as the token is in the output.
+        repetition_penalty: logits of tokens in prompt or output are divided by it where positive, else multiplied; 0.01 to
+            100, 1 = off.
+        logit_bias: token id -> -100 to 100, added to its logit.
+        logprobs: report logarithms of probabilities, of each chosen token and of this many of the most likely ones, 0 to 20;
+            None = report none. They are the model's own: before all edits, at temperature 1.
     """
 
     max_tokens: int | None = 16
@@ -38,6 +53,12 @@ class SamplingParams:
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    min_tokens: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
@@ -52,36 +73,58 @@ class SamplingParams:
             raise RequestError(f"min_p must be in [0, 1), found {self.min_p}", param="min_p")
         if self.seed is not None and not -_SEEDS <= self.seed < _SEEDS:
             raise RequestError(f"seed must be a 64-bit integer, found {self.seed}", param="seed")
+        if self.min_tokens < 0:
+            raise RequestError(f"min_tokens must be at least 0, found {self.min_tokens}", param="min_tokens")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            found = f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}"
+            raise RequestError(f"{found}: lower it, or raise max_tokens", param="min_tokens")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -2 <= getattr(self, name) <= 2:
+                raise RequestError(f"{name} must be in [-2, 2], found {getattr(self, name)}", param=name)
+        if not 0.01 <= self.repetition_penalty <= 100:
+            found = f"found {self.repetition_penalty}"
+            raise RequestError(f"repetition_penalty must be in [0.01, 100], {found}", param="repetition_penalty")
+        for token, bias in self.logit_bias.items():
+            if not -100 <= bias <= 100:
+                raise RequestError(
+                    f"logit_bias must be in [-100, 100], found {bias} for token {token}", param="logit_bias"
+                )
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
+            raise RequestError(f"logprobs must be in 0 ... {MAX_LOGPROBS}, found {self.logprobs}", param="logprobs")
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether a penalty needs to know which tokens there were."""
+        return self.penalizes_output or self.repetition_penalty != 1
+
+    @property
+    def penalizes_output(self) -> bool:
+        """Whether tokens are penalized by how often they are in the output."""
+        return bool(self.presence_penalty or self.frequency_penalty)
 
 
-def sample(logits: Tensor, params: SamplingParams, seed: int, index: int) -> int:
-    """Chooses one token.
+def derive_seed(seed: int, index: int) -> int:
+    """Seed of one of several answers to a request.
 
     Args:
-        logits: `[vocab]`, finite.
-        params: how to choose.
-        seed: of the request.
-        index: place of the token in the request's output, from 0.
+        seed: of the request, 64 bits.
+        index: place of the answer, from 0; 0 = `seed` itself.
 
     Returns:
-        The token id.
+        A seed of 63 bits, unrelated to those of other places.
     """
-    if params.temperature == 0:
-        return int(logits.argmax())
-    scores, order = logits.double().sort(descending=True, stable=True)
-    # The maximum goes first: divided by a tiny temperature, two large scores would both be infinite.
-    scores = (scores - scores[0]) / params.temperature
-    probabilities = scores.softmax(0)
-    keep = torch.ones_like(probabilities, dtype=torch.bool)
-    if params.top_k:
-        keep[params.top_k :] = False
-    if params.top_p < 1:
-        keep &= probabilities.cumsum(0) - probabilities < params.top_p
-    if params.min_p:
-        keep &= probabilities >= params.min_p * probabilities[0]
-    # A counter-based generator: the draw for token `index` needs no earlier draw.
-    key = np.array([seed % 2**64, index], dtype=np.uint64)
-    uniform = np.random.Generator(np.random.Philox(key=key)).random()
-    cumulative = (probabilities * keep).cumsum(0)
-    choice = int(torch.searchsorted(cumulative, uniform * cumulative[-1], right=True))
-    return int(order[min(choice, int(keep.sum()) - 1)])
+    if index == 0:
+        return seed
+    return int(np.random.SeedSequence(seed % 2**64, spawn_key=(index,)).generate_state(1, np.uint64)[0]) >> 1
+
+
+def uniform(seed: int, index: int) -> float:
+    """The random number in [0, 1) of a request's token; depends on nothing but the arguments.
+
+    Args:
+        seed: of the request, 64 bits.
+        index: place of the token in the request's output, from 0.
+    """
+    # A counter-based generator: the draw for token `index` needs no earlier draw. The upper 53 bits fill a double.
+    bits: int = np.random.Philox(key=np.array([seed % 2**64, index], dtype=np.uint64)).random_raw()
+    return (bits >> 11) * 2.0**-53

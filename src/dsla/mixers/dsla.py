@@ -14,8 +14,8 @@ from dsla.mixers.config import DslaConfig
 from dsla.mixers.features import FEATURE_MAPS
 from dsla.mixers.gates import Gates
 from dsla.mixers.mixing import Mixing
-from dsla.ops import chunk_dsla, fold_kv, recurrent_dsla, window_attention
-from dsla.ops.cpu import MAX_DIM, MAX_NEAR, MAX_STATES, DslaWeights, native
+from dsla.ops import chunk_dsla, fold_kv, gathered, recurrent_dsla, window_attention
+from dsla.ops.cpu import MAX_DIM, MAX_NEAR, MAX_STATES, DslaWeights, PageTable, native
 from dsla.ops.shapes import state_dtype
 
 
@@ -225,6 +225,21 @@ class DslaMixer(nn.Module):
             memory["window_k"][0, kept % window], memory["window_v"][0, kept % window] = k[kept], v[kept]
         first = min(tokens, n_sinks)
         memory["sinks_k"][0, :first], memory["sinks_v"][0, :first] = k[:first], v[:first]
+        return memory
+
+    def fold_pages(self, pages: Memory, table: PageTable, tokens: int) -> Memory:
+        """`fold` of a cache that lies in pages.
+
+        Args:
+            pages: `k` and `v`, `[n_units, page_tokens, G, D]`.
+            table: the request's pages.
+            tokens: tokens cached.
+        """
+        kernels, weights = native(pages["k"]), self._kernel_weights()
+        if kernels is None or weights is None or not self.config.foldable:
+            return self.fold(*gathered(pages, table, tokens))
+        memory = self.state_spec(pages["k"].dtype).zeros(1)
+        kernels.fold(pages, table, tokens, memory, self.shape.n_heads, weights)
         return memory
 
     def _kernel_weights(self) -> DslaWeights | None:

@@ -80,6 +80,7 @@ def build_app(engine: AsyncEngine, tokenizer: Any, model_name: str) -> FastAPI:
         check_model(model, model_name)
         return card
 
-    app.include_router(openai_routes(engine, prompts, TokenBytes.of(tokenizer), model_name))
+    table, names = TokenBytes.of(tokenizer), TokenBytes.of(tokenizer, keep_special=True)
+    app.include_router(openai_routes(engine, prompts, table, names, model_name))
     app.include_router(admin_routes(engine, model_name))
     return app

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from dsla.server.generation import Piece
+from dsla.server.generation import Piece, TokenReport
+from dsla.server.logprobs import LogprobWriter
 from dsla.server.responses import (
     AssistantMessage,
     ChatChoice,
@@ -22,52 +23,58 @@ Pieces = AsyncIterator[tuple[int, Piece]]
 
 
 class AnswerWriter:
-    """Writes the answers to one request.
+    """Writes the answers to one request; choice `prompt * n + i` is answer `i` to a prompt.
 
     Args:
         model: name of the model.
         chat: a chat completion, not a completion.
-        count: prompts of the request.
+        prompts: prompts of the request.
+        n: answers to each.
+        logprobs: writes probabilities, or None where they are not asked for.
     """
 
-    def __init__(self, model: str, chat: bool, count: int) -> None:
-        self._model, self._chat, self._count = model, chat, count
+    def __init__(self, model: str, chat: bool, prompts: int, n: int, logprobs: LogprobWriter | None) -> None:
+        self._model, self._chat, self._count, self._n, self._logprobs = model, chat, prompts * n, n, logprobs
         self._id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._created = int(time.time())
 
     async def answer(self, pieces: Pieces) -> ChatCompletion | Completion:
         """The whole answer, once all pieces are there."""
-        texts: dict[int, list[str]] = {index: [] for index in range(self._count)}
+        texts: list[list[str]] = [[] for _ in range(self._count)]
+        reports: list[list[TokenReport]] = [[] for _ in range(self._count)]
         last: dict[int, Piece] = {}
         async for index, piece in pieces:
             texts[index].append(piece.text)
+            reports[index] += piece.reports
             last[index] = piece
-        parts = [("".join(texts[index]), last[index]) for index in range(self._count)]
-        return self._chat_answer(*parts[0]) if self._chat else self._text_answer(parts, _usage(last))
+        common: dict[str, Any] = {
+            "id": self._id,
+            "created": self._created,
+            "model": self._model,
+            "usage": self._usage(last),
+            "dsla": last[0].dsla if self._count == 1 else None,
+        }
+        parts = [("".join(texts[index]), reports[index], last[index]) for index in range(self._count)]
+        if self._chat:
+            return ChatCompletion(choices=[self._chat_choice(i, *part) for i, part in enumerate(parts)], **common)
+        return Completion(choices=[self._text_choice(i, *part) for i, part in enumerate(parts)], **common)
 
-    def _chat_answer(self, text: str, piece: Piece) -> ChatCompletion:
-        return ChatCompletion(
-            id=self._id,
-            created=self._created,
-            model=self._model,
-            choices=[ChatChoice(index=0, message=AssistantMessage(content=text), finish_reason=_reason(piece))],
-            usage=_usage({0: piece}),
-            dsla=piece.dsla,
+    def _chat_choice(self, index: int, text: str, reports: Sequence[TokenReport], piece: Piece) -> ChatChoice:
+        return ChatChoice(
+            index=index,
+            message=AssistantMessage(content=text),
+            logprobs=self._logprobs.chat(reports) if self._logprobs else None,
+            finish_reason=_reason(piece),
+            dsla=None if self._count == 1 else piece.dsla,
         )
 
-    def _text_answer(self, parts: list[tuple[str, Piece]], usage: Usage) -> Completion:
-        single = len(parts) == 1
-        choices = [
-            TextChoice(index=index, text=text, finish_reason=_reason(piece), dsla=None if single else piece.dsla)
-            for index, (text, piece) in enumerate(parts)
-        ]
-        return Completion(
-            id=self._id,
-            created=self._created,
-            model=self._model,
-            choices=choices,
-            usage=usage,
-            dsla=parts[0][1].dsla if single else None,
+    def _text_choice(self, index: int, text: str, reports: Sequence[TokenReport], piece: Piece) -> TextChoice:
+        return TextChoice(
+            index=index,
+            text=text,
+            logprobs=self._logprobs.text(reports) if self._logprobs else None,
+            finish_reason=_reason(piece),
+            dsla=None if self._count == 1 else piece.dsla,
         )
 
     async def chunks(self, pieces: Pieces, include_usage: bool) -> AsyncIterator[dict[str, Any]]:
@@ -79,20 +86,27 @@ class AnswerWriter:
         """
         usage: dict[str, Any] = {"usage": None} if include_usage else {}
         last: dict[int, Piece] = {}
-        if self._chat:
-            yield self._chunk([_choice(0, delta={"role": "assistant", "content": ""})]) | usage
+        for index in range(self._count if self._chat else 0):
+            yield self._chunk([_choice(index, delta={"role": "assistant", "content": ""})]) | usage
         async for index, piece in pieces:
             last[index] = piece
-            if not self._chat:
-                choice = _choice(index, piece.finish_reason, text=piece.text)
-                yield self._chunk([choice], piece if piece.finish_reason else None) | usage
-                continue
-            if piece.text:
-                yield self._chunk([_choice(0, delta={"content": piece.text})]) | usage
-            if piece.finish_reason:
-                yield self._chunk([_choice(0, piece.finish_reason, delta={})], piece) | usage
+            for choice in self._choices(index, piece):
+                yield self._chunk([choice], piece if choice["finish_reason"] else None) | usage
         if include_usage:
-            yield self._chunk([], last[0] if self._count == 1 else None) | {"usage": _usage(last).model_dump()}
+            end = {"usage": self._usage(last).model_dump()}
+            yield self._chunk([], last[0] if self._count == 1 else None) | end
+
+    def _choices(self, index: int, piece: Piece) -> list[dict[str, Any]]:
+        if not self._chat:
+            logprobs = self._logprobs.text(piece.reports).model_dump() if self._logprobs else None
+            return [_choice(index, piece.finish_reason, logprobs, text=piece.text)]
+        choices = []
+        if piece.text or piece.reports:
+            logprobs = self._logprobs.chat(piece.reports).model_dump() if self._logprobs else None
+            choices.append(_choice(index, None, logprobs, delta={"content": piece.text}))
+        if piece.finish_reason:
+            choices.append(_choice(index, piece.finish_reason, delta={}))
+        return choices
 
     def _chunk(self, choices: list[dict[str, Any]], piece: Piece | None = None) -> dict[str, Any]:
         chunk: dict[str, Any] = {
@@ -104,14 +118,20 @@ class AnswerWriter:
         }
         return chunk | {"dsla": piece.dsla.model_dump()} if piece else chunk
 
+    def _usage(self, last: dict[int, Piece]) -> Usage:
+        """A prompt counts once, however many answers it has; what none of them had to compute of it is cached."""
+        firsts = range(0, self._count, self._n)
+        return Usage.of(
+            sum(last[first].prompt_tokens for first in firsts),
+            sum(piece.completion_tokens for piece in last.values()),
+            sum(min(last[first + i].cached_tokens for i in range(self._n)) for first in firsts),
+        )
 
-def _choice(index: int, finish_reason: str | None = None, **content: Any) -> dict[str, Any]:
-    return {"index": index, **content, "logprobs": None, "finish_reason": finish_reason}
 
-
-def _usage(last: dict[int, Piece]) -> Usage:
-    pieces = last.values()
-    return Usage.of(sum(p.prompt_tokens for p in pieces), sum(p.completion_tokens for p in pieces))
+def _choice(
+    index: int, finish_reason: str | None = None, logprobs: dict[str, Any] | None = None, **content: Any
+) -> dict[str, Any]:
+    return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
 def _reason(piece: Piece) -> FinishReason:

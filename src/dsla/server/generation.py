@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from dsla.engine.request import StepOutput
+from dsla.engine import StepOutput, TokenLogprobs
 from dsla.errors import EngineError
 from dsla.server.detokenize import Detokenizer, TokenBytes
 from dsla.server.errors import ApiError, internal_error, unavailable
@@ -27,6 +28,19 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class TokenReport:
+    """The probability of a token of the answer.
+
+    Attributes:
+        offset: place of its first character in the text of the answer.
+        logprobs: its `(token, logprob)`, then those of the most likely tokens.
+    """
+
+    offset: int
+    logprobs: TokenLogprobs
+
+
+@dataclass(frozen=True)
 class Piece:
     """Text that one or more tokens completed.
 
@@ -35,14 +49,19 @@ class Piece:
         finish_reason: None before the last piece.
         prompt_tokens: tokens of the prompt.
         completion_tokens: tokens generated so far.
+        cached_tokens: tokens of the prompt that an earlier request had computed.
         dsla: level history and folded tokens so far.
+        reports: of the tokens whose text began to be sent, where the request asks for probabilities. All tokens of the
+            text have one in the end; those that lie wholly in a stop text have none.
     """
 
     text: str
     finish_reason: FinishReason | None
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int
     dsla: DslaInfo
+    reports: tuple[TokenReport, ...] = ()
 
 
 async def text_pieces(
@@ -59,27 +78,37 @@ async def text_pieces(
         ApiError: the engine failed.
     """
     detokenizer, stop = Detokenizer(table), StopStrings(stops)
-    count = 0
+    count = read = sent = 0
+    waiting: deque[TokenReport] = deque()
 
-    def piece(out: StepOutput, text: str, reason: FinishReason | None, tokens: int) -> Piece:
+    def piece(out: StepOutput, text: str, reason: FinishReason | None, tokens: int, stopped: bool = False) -> Piece:
+        nonlocal sent
+        sent += len(text)
+        reports = []
+        while waiting and (waiting[0].offset < sent or (reason and not stopped)):
+            reports.append(waiting.popleft())
         info = DslaInfo(levels=out.levels, folded_tokens=out.folded_tokens)
-        return Piece(text, reason, out.prompt_tokens, tokens, info)
+        return Piece(text, reason, out.prompt_tokens, tokens, out.cached_tokens, info, tuple(reports))
 
     try:
         async for out in outputs:
             text = ""
-            for token in out.tokens:
+            for place, token in enumerate(out.tokens):
                 count += 1
-                new, stopped = stop.add(detokenizer.add((token,)))
+                added = detokenizer.add((token,))
+                if out.logprobs is not None:
+                    waiting.append(TokenReport(read + _begin(added, table[token]), out.logprobs[place]))
+                read += len(added)
+                new, stopped = stop.add(added)
                 text += new
                 if stopped:
-                    yield piece(out, text, "stop", count)
+                    yield piece(out, text, "stop", count, stopped)
                     return
             reason = _REASONS.get(out.finish_reason)
             if reason is not None:
                 new, stopped = stop.add(detokenizer.finish())
                 text += new if stopped else new + stop.finish()
-                yield piece(out, text, "stop" if stopped else reason, out.completion_tokens)
+                yield piece(out, text, "stop" if stopped else reason, out.completion_tokens, stopped)
                 return
             if out.finish_reason is not None:
                 raise _failure(out)
@@ -90,6 +119,17 @@ async def text_pieces(
         raise unavailable() from error
     finally:
         await outputs.aclose()
+
+
+def _begin(added: str, content: bytes) -> int:
+    """Place in the text that a token added at which its own begins: after what became of a character broken off before it.
+
+    A token that is no text by itself belongs to the character that it goes on with or begins.
+    """
+    try:
+        return len(added) - len(content.decode())
+    except UnicodeDecodeError:
+        return 0
 
 
 def _failure(out: StepOutput) -> ApiError:

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncGenerator, Sequence
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from dsla.engine import AsyncEngine, SamplingParams, StepOutput
+from dsla.engine import AsyncEngine, SamplingParams, StepOutput, derive_seed
 from dsla.errors import EngineError
 from dsla.server.chunks import AnswerWriter
 from dsla.server.detokenize import TokenBytes
 from dsla.server.errors import ApiError, check_model, unavailable
 from dsla.server.generation import merged, text_pieces, unless_disconnected
+from dsla.server.logprobs import LogprobWriter
 from dsla.server.prompts import PromptReader
-from dsla.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
+from dsla.server.protocol import MAX_PROMPTS, ChatCompletionRequest, CompletionRequest, GenerationRequest
 from dsla.server.responses import ChatCompletion, Completion
 from dsla.server.sse import EventStream
 
 
-def openai_routes(engine: AsyncEngine, prompts: PromptReader, table: TokenBytes, model_name: str) -> APIRouter:
+def openai_routes(
+    engine: AsyncEngine, prompts: PromptReader, table: TokenBytes, names: TokenBytes, model_name: str
+) -> APIRouter:
     """The routes.
 
     Args:
         engine: runs the requests.
         prompts: reads prompts.
         table: bytes of the model's tokens.
+        names: the same, with those of special tokens, for reports of probabilities.
         model_name: name that requests must ask for.
     """
     router = APIRouter()
@@ -39,15 +44,22 @@ def openai_routes(engine: AsyncEngine, prompts: PromptReader, table: TokenBytes,
     @router.post("/v1/completions", response_model=Completion)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         check_model(body.model, model_name)
+        answers = len(body.prompt) * (body.n or 1)
+        if answers > MAX_PROMPTS:
+            message = f"Invalid value for 'n': at most {MAX_PROMPTS} answers in one request, found {answers}"
+            raise ApiError(400, message, param="n", code="invalid_value")
         tokens = [await prompts.completion(prompt, body.token_limit) for prompt in body.prompt]
         return await respond(body, tokens, request, chat=False)
 
     async def respond(body: GenerationRequest, tokens: Sequence[list[int]], request: Request, chat: bool) -> Response:
-        params = sampling_params(body)
+        n = body.n or 1
+        params = [sampling_params(body, answer) for answer in range(n)]
         # The engine gets nothing before the first output is asked for: a refused prompt leaves nothing behind.
-        streams = [text_pieces(generate(body, prompt, params), table, body.stop) for prompt in tokens]
-        pieces = merged(streams)
-        writer = AnswerWriter(model_name, chat, len(tokens))
+        outputs = [generated for prompt in tokens for generated in generate(body, prompt, params)]
+        pieces = merged([text_pieces(each, table, body.stop) for each in outputs])
+        writer = AnswerWriter(
+            model_name, chat, len(tokens), n, None if body.top_count is None else LogprobWriter(names)
+        )
         if body.stream:
             include_usage = body.stream_options is not None and body.stream_options.include_usage
             return EventStream(writer.chunks(pieces, include_usage), pieces)
@@ -55,13 +67,23 @@ def openai_routes(engine: AsyncEngine, prompts: PromptReader, table: TokenBytes,
         return JSONResponse(answer.model_dump(exclude_none=True))
 
     def generate(
-        body: GenerationRequest, prompt: list[int], params: SamplingParams
-    ) -> AsyncGenerator[StepOutput, None]:
-        levels = body.dsla
+        body: GenerationRequest, prompt: list[int], params: Sequence[SamplingParams]
+    ) -> list[AsyncGenerator[StepOutput, None]]:
+        """The answers to one prompt, which is computed for the first of them."""
+        levels, first = body.dsla, uuid.uuid4().hex
         try:
-            return engine.generate(
-                prompt, params, quality=levels.quality, max_level=levels.max_level, min_level=levels.min_level
-            )
+            return [
+                engine.generate(
+                    prompt,
+                    each,
+                    request_id=None if answer else first,
+                    quality=levels.quality,
+                    max_level=levels.max_level,
+                    min_level=levels.min_level,
+                    sibling_of=first if answer else None,
+                )
+                for answer, each in enumerate(params)
+            ]
         except EngineError as error:
             if not engine.healthy:
                 raise unavailable() from error
@@ -70,14 +92,20 @@ def openai_routes(engine: AsyncEngine, prompts: PromptReader, table: TokenBytes,
     return router
 
 
-def sampling_params(body: GenerationRequest) -> SamplingParams:
-    """What a request asks of sampling; a null means the API's default."""
+def sampling_params(body: GenerationRequest, answer: int) -> SamplingParams:
+    """What a request asks of sampling, for one of the `n` answers to a prompt; a null means the API's default."""
     return SamplingParams(
         max_tokens=body.token_limit,
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
         top_k=max(body.top_k or 0, 0),
         min_p=body.min_p or 0.0,
-        seed=body.seed,
+        seed=None if body.seed is None else derive_seed(body.seed, answer),
         ignore_eos=body.ignore_eos,
+        min_tokens=body.min_tokens or 0,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        logit_bias=body.logit_bias,
+        logprobs=body.top_count,
     )

@@ -6,12 +6,26 @@ their defaults work) and is refused by name otherwise. Any other field is refuse
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
+from dsla.engine import MAX_LOGPROBS
+
 MAX_PROMPTS = 256
+MAX_ANSWERS = 16
 MAX_STOPS = 16
 
 
@@ -81,6 +95,17 @@ def _stops(value: object) -> tuple[str, ...]:
     return tuple(_text(stop) for stop in stops)
 
 
+def _biases(value: object) -> dict[int, float]:
+    """Token ids are texts in JSON."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(type(bias) in (int, float) for bias in value.values()):
+        raise PydanticCustomError("bias_type", "expected an object of token ids and numbers")
+    if not all(isinstance(token, str) and token.isascii() and token.isdigit() and len(token) < 20 for token in value):
+        raise PydanticCustomError("bias_type", 'expected token ids as names, such as {"50256": -100}')
+    return {int(token): float(bias) for token, bias in value.items()}
+
+
 def _parts(value: object) -> object:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
@@ -140,17 +165,18 @@ class GenerationRequest(ApiModel):
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: Annotated[tuple[str, ...], PlainValidator(_stops, json_schema_input_type=str | list[str] | None)] = ()
     ignore_eos: bool = False
+    min_tokens: int | None = Field(default=0, ge=0, description="tokens generated before an end token may come")
+    n: int | None = Field(default=1, ge=1, le=MAX_ANSWERS, description="answers to each prompt")
+    presence_penalty: float | None = Field(default=0.0, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=0.0, ge=-2, le=2)
+    repetition_penalty: float | None = Field(default=1.0, ge=0.01, le=100, description="1: off")
+    logit_bias: Annotated[dict[int, float], PlainValidator(_biases, json_schema_input_type=dict[str, float] | None)] = (
+        Field(default={}, description="token id: -100 to 100, added to its logit")
+    )
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     dsla: DslaOptions = DslaOptions()
     user: str | None = Field(default=None, description="accepted and not used")
-
-    n: Annotated[int | None, only(1)] = None
-    presence_penalty: Annotated[float | None, only(0)] = None
-    frequency_penalty: Annotated[float | None, only(0)] = None
-    repetition_penalty: Annotated[float | None, only(1)] = None
-    logit_bias: Annotated[dict[str, float] | None, only({})] = None
-    min_tokens: Annotated[int | None, only(0)] = None
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> GenerationRequest:
@@ -163,6 +189,11 @@ class GenerationRequest(ApiModel):
         """Tokens to generate at most, None = as many as the engine grants a request that does not say."""
         return self.max_tokens
 
+    @property
+    @abstractmethod
+    def top_count(self) -> int | None:
+        """How many of the most likely tokens are reported beside each token; None = no probabilities at all."""
+
 
 class ChatCompletionRequest(GenerationRequest):
     """Body of `POST /v1/chat/completions`."""
@@ -170,8 +201,9 @@ class ChatCompletionRequest(GenerationRequest):
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
 
-    logprobs: Annotated[bool | None, only(False)] = None
-    top_logprobs: Annotated[int | None, only(0)] = None
+    logprobs: bool | None = False
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+
     response_format: Annotated[dict[str, Any] | None, only({"type": "text"})] = None
     tools: Annotated[list[Any] | None, only([])] = None
     tool_choice: Annotated[str | dict[str, Any] | None, only("none", "auto")] = None
@@ -188,9 +220,20 @@ class ChatCompletionRequest(GenerationRequest):
             raise PydanticCustomError("only_one", "give 'max_completion_tokens' or 'max_tokens', not both")
         return self
 
+    @field_validator("top_logprobs")
+    @classmethod
+    def _top_logprobs_need_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value and not info.data.get("logprobs"):
+            raise PydanticCustomError("only_with", "it is allowed only when 'logprobs' is true")
+        return value
+
     @property
     def token_limit(self) -> int | None:
         return self.max_tokens or self.max_completion_tokens
+
+    @property
+    def top_count(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class CompletionRequest(GenerationRequest):
@@ -201,11 +244,15 @@ class CompletionRequest(GenerationRequest):
         PlainValidator(_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
     ]
     max_tokens: int | None = Field(default=16, ge=1)
+    logprobs: int | None = Field(default=None, ge=0, le=5)
 
     echo: Annotated[bool | None, only(False)] = None
     best_of: Annotated[int | None, only(1)] = None
     suffix: Annotated[str | None, only("")] = None
-    logprobs: Annotated[int | None, only()] = None
+
+    @property
+    def top_count(self) -> int | None:
+        return self.logprobs
 
 
 class LevelRequest(ApiModel):

@@ -9,20 +9,28 @@ from pydantic import BaseModel
 FinishReason = Literal["stop", "length"]
 
 
+class PromptTokensDetails(BaseModel):
+    """Prompt tokens that an earlier request had computed."""
+
+    cached_tokens: int
+
+
 class Usage(BaseModel):
     """Tokens read and written."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
     @classmethod
-    def of(cls, prompt_tokens: int, completion_tokens: int) -> Usage:
+    def of(cls, prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> Usage:
         """Usage with its total."""
         return cls(
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
             total_tokens=prompt_tokens + completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=cached_tokens),
         )
 
 
@@ -33,6 +41,35 @@ class DslaInfo(BaseModel):
     folded_tokens: int
 
 
+class TopLogprob(BaseModel):
+    """A token and the logarithm of its probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    """A token of the answer, and the most likely ones in its place."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """`logprobs` of a chat completion."""
+
+    content: list[TokenLogprob]
+
+
+class TextLogprobs(BaseModel):
+    """`logprobs` of a completion, one entry a token; `text_offset` is its place in the text of the choice."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
 class AssistantMessage(BaseModel):
     """The message of a chat completion."""
 
@@ -41,15 +78,17 @@ class AssistantMessage(BaseModel):
 
 
 class ChatChoice(BaseModel):
-    """The answer of a chat completion."""
+    """One answer of a chat completion. `dsla` is there where several are asked for."""
 
     index: int
     message: AssistantMessage
+    logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason
+    dsla: DslaInfo | None = None
 
 
 class ChatCompletion(BaseModel):
-    """Answer of `POST /v1/chat/completions`."""
+    """Answer of `POST /v1/chat/completions`. `dsla` is there where one answer is asked for."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -57,20 +96,21 @@ class ChatCompletion(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: Usage
-    dsla: DslaInfo
+    dsla: DslaInfo | None = None
 
 
 class TextChoice(BaseModel):
-    """The continuation of one prompt. `dsla` is there where the request has several prompts."""
+    """One continuation of a prompt. `dsla` is there where the request has several choices."""
 
     index: int
     text: str
+    logprobs: TextLogprobs | None = None
     finish_reason: FinishReason
     dsla: DslaInfo | None = None
 
 
 class Completion(BaseModel):
-    """Answer of `POST /v1/completions`. `dsla` is there where the request has one prompt."""
+    """Answer of `POST /v1/completions`. `dsla` is there where the request has one choice."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"

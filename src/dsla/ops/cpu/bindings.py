@@ -29,6 +29,9 @@ _SIGNATURES = {
     "dsla_attend_prefill": [*[_int] * 5, *_ROWS, _pointer, _pointer, _long, _int, _pointer, _long, _pointer],
     "dsla_step": [*[_int] * 8, _float, _float, *[_pointer] * 6, *_ROWS, *[_pointer] * 5],
     "dsla_prefill": [_int, _long, *[_int] * 6, _float, _float, *[_pointer] * 6, *_ROWS, _pointer, _long, _pointer],
+    "dsla_fold": [
+        _int, _long, *[_int] * 6, _float, _float, *[_pointer] * 6, _pointer, _pointer, _long, _int, _pointer, _pointer,
+    ],
     "dsla_linear": [_int, *[_long] * 3, *[_pointer] * 4],
     "dsla_linear_int4": [_int, *[_long] * 3, *[_pointer] * 4],
     "dsla_rms_norm": [_int, _long, _long, _pointer, _pointer, _float, _pointer],
@@ -102,7 +105,7 @@ class Kernels:
             function = getattr(compiled, name)
             function.argtypes, function.restype = arguments, None
         self._attend_decode, self._attend_prefill = compiled.dsla_attend_decode, compiled.dsla_attend_prefill
-        self._step, self._extend = compiled.dsla_step, compiled.dsla_prefill
+        self._step, self._extend, self._fold = compiled.dsla_step, compiled.dsla_prefill, compiled.dsla_fold
         self._rms_norm = compiled.dsla_rms_norm
         self._linear, self._linear_int4 = compiled.dsla_linear, compiled.dsla_linear_int4
         self._silu_mul, self._rotate = compiled.dsla_silu_mul, compiled.dsla_rotate
@@ -186,6 +189,33 @@ class Kernels:
             prior, y.data_ptr(),
         )  # fmt: skip
         return y
+
+    def fold(
+        self,
+        pages: Mapping[str, Tensor],
+        table: PageTable,
+        tokens: int,
+        memory: Mapping[str, Tensor],
+        n_heads: int,
+        weights: DslaWeights,
+    ) -> None:
+        """Fills the memory of a DSLA mixer from a KV cache.
+
+        Args:
+            pages: `k` and `v`, `[n_units, page_tokens, G, D]`.
+            table: the request's pages.
+            tokens: tokens cached.
+            memory: of one request, `[1, ...]`, contiguous and zero.
+            n_heads: query heads.
+            weights: of the mixer.
+        """
+        pools = [memory[name] for name in POOLS]
+        addresses = torch.tensor([part.data_ptr() for part in pools])
+        k = pages["k"]
+        sizes = (tokens, n_heads, *k.shape[2:], pools[0].shape[1], pools[1].shape[1], pools[3].shape[1])
+        self._fold(
+            torch.get_num_threads(), *sizes, *weights.arguments, *_pages(pages), table.address, addresses.data_ptr()
+        )
 
     def linear(self, x: Tensor, panels: Tensor, bias: Tensor | None) -> Tensor:
         """`x [n, k] w^T + bias`, contiguous; w in panels of 16 outputs, `[n_out / 16, k / 2, 16]` int32: see `linear.cpp`."""

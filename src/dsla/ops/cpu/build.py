@@ -14,8 +14,8 @@ from dsla.errors import KernelError
 from dsla.hub import cache_dir
 from dsla.storage import write_atomically
 
-SOURCES = ("attention.cpp", "step.cpp", "prefill.cpp", "linear.cpp", "rows.cpp")
-_HEADERS = ("vec.h", "tiles.h", "mixer.h")
+SOURCES = ("attention.cpp", "step.cpp", "prefill.cpp", "fold.cpp", "linear.cpp", "rows.cpp")
+_HEADERS = ("vec.h", "tiles.h", "product.h", "mixer.h")
 # -fopenmp only to compile: the OpenMP calls are resolved to the runtime that PyTorch has loaded, so that both share threads.
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-c")
 _SECONDS = 120

@@ -1,0 +1,61 @@
+"""How much a step may do: its time is bounded, so that whoever waits for a next token waits no longer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dsla.engine.cost import Correction, CostModel, StepWork
+
+LEAST_CHUNK = 16
+"""Tokens of a prompt that are read even where decodes alone take a step's time: it has to go on."""
+
+
+class Pace:
+    """The time of one step, shared out: conversions get half of it, prompts what they and the decodes leave.
+
+    Args:
+        clock: seconds.
+        seconds: of a step, at most, as far as there is a choice; None = no bound.
+        cost: what a step takes; None = chunks of prompts are not bounded by time.
+    """
+
+    def __init__(self, clock: Callable[[], float], seconds: float | None, cost: CostModel | None) -> None:
+        self._clock, self._seconds, self._cost = clock, seconds, cost
+        self._correction = Correction()
+        self.begin()
+
+    def begin(self) -> None:
+        """A step begins."""
+        self._start = self._last = self._clock()
+        self._longest = 0.0
+
+    def converts(self) -> bool:
+        """Whether another layer may be converted in this step, taken to last as long as the longest so far."""
+        return self._seconds is None or self._last - self._start + self._longest <= self._seconds / 2
+
+    def converted(self) -> None:
+        """A layer has been converted."""
+        now = self._clock()
+        self._longest = max(self._longest, now - self._last)
+        self._last = now
+
+    def chunk(self, limit: int, prior: int, kept: int, converted: int, beside: StepWork) -> int:
+        """The longest chunk of a prompt that leaves the step in time.
+
+        Args:
+            limit: its tokens at most.
+            prior: tokens the request has seen before.
+            kept: layers with full attention.
+            converted: layers that are converted.
+            beside: what the step computes besides.
+        """
+        if self._seconds is None or self._cost is None:
+            return limit
+        left = (self._seconds - (self._last - self._start)) / self._correction.ratio
+        count = self._cost.prefill_tokens_within(left, limit, prior, kept, converted, beside)
+        return count if beside.prefill_tokens else max(count, min(LEAST_CHUNK, limit))
+
+    def end(self, work: StepWork, start: float) -> None:
+        """A step has computed `work` since `start`; how long that took makes the next prediction better."""
+        if self._cost is not None:
+            self._correction = self._correction.after(self._cost.step_seconds(work), self._clock() - start)

@@ -1,0 +1,125 @@
+"""Random schedules: everything that may happen to requests, at any moment, in any company, with any memory."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from dsla.engine import Decision, RequestSummary, SamplingParams, Signals
+from dsla.engine.request import Status
+from dsla.errors import EngineError
+from tests.engine.tiny import RecordingEngine, assert_as_reference, random_prompt, tiny_engine
+
+OPTIONS: list[dict[str, Any]] = [
+    {}, {}, {}, {"quality": "full"}, {"quality": "balanced"}, {"max_level": 2}, {"min_level": 1},
+]  # fmt: skip
+
+
+class Schedule:
+    """One random schedule, run to its end and checked request by request against the dense reference.
+
+    Args:
+        seed: of everything random.
+        requests: how many are offered; siblings come on top.
+
+    Attributes:
+        counts: what happened, name -> how often.
+    """
+
+    def __init__(self, seed: int, requests: int = 6) -> None:
+        self.rng = random.Random(seed)
+        self.by_hand, self.by_policy = seed % 2 * 0.08, seed % 4 // 2 * 0.1
+        self.preempts = self.rng.choice([0.0, 0.0, 0.05, 0.2])
+        self.offers = requests
+        self.engine = tiny_engine(
+            units=self.rng.randint(60, 160),
+            policy=self._policy,
+            max_running=self.rng.choice([2, 4, 8]),
+            max_step_tokens=self.rng.choice([9, 13, 24, 64]),
+            open_ended_tokens=20,
+            reserve_tokens=self.rng.choice([0, 4, 256]),
+            cache_bytes=self.rng.choice([None, None, 0, 20_000]),
+            park_bytes=self.rng.choice([0, 30_000, 1 << 30]),
+        )
+        self.asked: dict[str, tuple[list[int], SamplingParams]] = {}
+        self.counts: dict[str, int] = {}
+
+    def run(self) -> None:
+        engine, rng, offered = self.engine, self.rng, 0
+        steps = 0
+        while offered < self.offers or engine.has_work:
+            steps += 1
+            assert steps < 3000, "the engine does not come to an end"
+            if offered < self.offers and rng.random() < 0.4:
+                offered += 1
+                self._offer(f"r{offered}")
+            if rng.random() < self.by_hand:
+                engine.set_level(rng.choice([None, None, 0, 1, 2, 3]))
+            if self.asked and rng.random() < 0.03:
+                engine.cancel(rng.choice(list(self.asked)))
+            running = [r for r in engine._requests.values() if r.status is Status.RUNNING]
+            if running and rng.random() < self.preempts:
+                engine._preempt(rng.choice(running), 0.0)
+            engine.step()
+        self._check()
+
+    def _offer(self, name: str) -> None:
+        rng = self.rng
+        prompt = self._prompt()
+        sampled = (
+            {"temperature": 0.9, "top_k": rng.choice([0, 7]), "seed": rng.randint(0, 99)} if rng.random() < 0.3 else {}
+        )
+        params = SamplingParams(max_tokens=rng.choice([None, rng.randint(1, 24)]), ignore_eos=True, **sampled)
+        options = rng.choice(OPTIONS)
+        for index in range(rng.choice([1, 1, 1, 3])):
+            own = name if not index else f"{name}.{index}"
+            with contextlib.suppress(EngineError):
+                self.engine.add_request(prompt, params, request_id=own, sibling_of=name if index else None, **options)
+                self.asked[own] = (prompt, params)
+
+    def _prompt(self) -> list[int]:
+        """A new text, a beginning others share, or an earlier request's text and answer with more behind it."""
+        rng = self.rng
+        kind = rng.random()
+        tail = random_prompt(rng.choice([1, 2, 5, 12, 25, 45, 60]), rng.randint(0, 10**6))
+        if kind < 0.4:
+            return tail
+        if kind < 0.7 or not self.asked:
+            return random_prompt(30, rng.randint(0, 1)) + tail[:20]
+        name = rng.choice(list(self.asked))
+        return (self.asked[name][0] + self.engine.outputs.get(name, []) + tail[:20])[:100]
+
+    def _policy(
+        self, state: Any, signals: Signals, summaries: Sequence[RequestSummary], now: float
+    ) -> tuple[Any, list[Decision]]:
+        names = [None, *(summary.id for summary in summaries)]
+        rng = self.rng
+        return state, [Decision(name, rng.randint(0, 3), "chance") for name in names if rng.random() < self.by_policy]
+
+    def _check(self) -> None:
+        engine = self.engine
+        assert engine.arena.free_units == engine.arena.n_units, "live memory is left"
+        engine._cache.clear()
+        assert engine.arena.unused_units == engine.arena.n_units, "memory is left"
+        assert engine.parked_bytes == 0
+        for name, (prompt, params) in self.asked.items():
+            assert engine.final[name].finish_reason in ("length", "abort")
+            assert_as_reference(engine, name, prompt, params)
+        self.counts = happened(engine)
+
+
+def happened(engine: RecordingEngine) -> dict[str, int]:
+    """What happened in an engine, name -> how often."""
+    events = engine.stats()["events"]
+    return {
+        "requests": sum(event["kind"] == "accept" for event in events),
+        "finished": sum(event["kind"] == "finish" for event in events),
+        "cancelled": sum(event["kind"] == "cancel" for event in events),
+        "conversions": sum(event["to_level"] - event["from_level"] for event in events if event["kind"] == "level"),
+        "parked": sum(event["reason"] == "parked" for event in events),
+        "replayed": sum(event["reason"] == "to be replayed" for event in events),
+        "forked": sum(event["reason"] == "forked" for event in events),
+        "prefix hits": sum(bool(out.cached_tokens) for out in engine.final.values()),
+    }
