@@ -32,27 +32,35 @@ struct Pages {
 constexpr int MAX_DIM = 256;
 constexpr int SPLIT = 512;  // keys one work item of a decode step reads
 
-// What attention over some keys leaves: largest score, sum of weights, weighted sum of values.
+// What attention over some keys leaves: largest score, sums of weights by lane, weighted sum of values.
 struct Partial {
-    float top, total;
+    float top;
+    vf totals;
     float y[MAX_DIM];
 
     void clear(int dim) {
         top = -INFINITY;
-        total = 0;
+        totals = vf{};
         std::fill_n(y, dim, 0.0f);
+    }
+
+    void rescale(float highest, int dim) {
+        const float keep = std::exp(top - highest);
+        top = highest;
+        totals *= keep;
+        for (int d = 0; d < dim; d += LANES) store(y + d, load<vf>(y + d) * keep);
     }
 };
 
-constexpr int STRETCH = 128;  // keys whose scores are kept at once; while they are read, the next ones are fetched
+const vi LANE_NUMBERS = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 constexpr int MAX_SHARED = 8;  // query heads of a group that are computed at once
 
 // Where the keys and values of the first KV head of consecutive tokens lie; the last row is repeated beyond the end.
 struct Rows {
-    const uint16_t *keys[SPLIT + STRETCH], *values[SPLIT + STRETCH];
+    const uint16_t *keys[SPLIT + LANES], *values[SPLIT + LANES];
 
     Rows(const Pages& p, const int64_t* table, int64_t begin, int64_t end) {
-        const int count = int(std::min<int64_t>(end - begin, SPLIT + STRETCH));
+        const int count = int(std::min<int64_t>(end - begin, SPLIT + LANES));
         for (int i = 0; i < count;) {
             const int same_page = std::min(count - i, int(p.page_tokens - (begin + i) % p.page_tokens));
             const uint16_t *key = p.key(table, begin + i), *value = p.value(table, begin + i);
@@ -61,61 +69,59 @@ struct Rows {
                 values[i] = value + j * p.groups * p.dim;
             }
         }
-        std::fill(keys + count, keys + SPLIT + STRETCH, keys[count - 1]);
-        std::fill(values + count, values + SPLIT + STRETCH, values[count - 1]);
+        std::fill(keys + count, keys + SPLIT + LANES, keys[count - 1]);
+        std::fill(values + count, values + SPLIT + LANES, values[count - 1]);
     }
 };
 
-// Query heads of the KV head that lies `shift` elements into each row, over `count` rows from `first` on, added to `out`.
+// Fetches a share of the rows to come, a few lines at each of `SLOTS` places of a loop: more at once would fill the buffers that
+// loads wait in, and fewer would leave memory idle.
+template <int SLOTS>
+inline void fetch(const uint16_t* from, int slot, int dim) {
+    const int lines = dim * LANES / 32, each = (lines + SLOTS - 1) / SLOTS;
+    for (int line = slot * each; line < std::min(lines, (slot + 1) * each); line++) __builtin_prefetch(from + line * 32, 0, 3);
+}
+
+// Weights of `count` <= LANES rows for R query heads of the KV head that lies `shift` elements into each row.
 // D is the head dim, or 0 where it is only known as `any_dim`.
 template <int R, int D>
-void attend_stretch(const Rows& rows, int first, int count, int shift, int any_dim, const uint16_t* q, float scale,
-                    Partial* out) {
+void weigh_rows(const uint16_t* const* keys, int count, int shift, int any_dim, const uint16_t* q, float scale,
+                const uint16_t* ahead, uint16_t* weights, Partial* out) {
     const int dim = D ? D : any_dim;
-    const int padded = (count + LANES - 1) / LANES * LANES;
-    float scores[R][STRETCH];
-    alignas(4) uint16_t weights[R][STRETCH];
-    const uint16_t* const* keys = rows.keys + first;
-    const uint16_t* const* values = rows.values + first;
-    for (int i = 0; i < padded; i += LANES) {
-        for (int j = 0; j < LANES; j++)
-            for (int d = 0; d < dim; d += 32) __builtin_prefetch(keys[i + j + STRETCH] + shift + d, 0, 2);
-        for (int r = 0; r < R; r++) {
-            vf dots[LANES];
-            for (int j = 0; j < LANES; j++) {
-                dots[j] = vf{};
-                for (int d = 0; d < dim; d += 32)
-                    dots[j] = dot_pairs(dots[j], load<vu>(q + r * dim + d), load<vu>(keys[i + j] + shift + d));
-            }
-            store(scores[r] + i, sums(dots) * scale);
-        }
-    }
-    float keep[R];
     for (int r = 0; r < R; r++) {
-        for (int i = count; i < padded; i++) scores[r][i] = -INFINITY;
-        vf most = load<vf>(scores[r]);
-        for (int i = LANES; i < padded; i += LANES) most = maximum(most, load<vf>(scores[r] + i));
-        const float top = std::max(out[r].top, maximum(most));
-        vf total = {};
-        for (int i = 0; i < padded; i += LANES) {
-            vf exps = exponential(load<vf>(scores[r] + i) - top);
-            total += exps;
-            narrow(weights[r] + i, exps);
+        vf dots[LANES];
+#pragma GCC unroll 16
+        for (int j = 0; j < LANES; j++) {
+            fetch<R * LANES>(ahead, r * LANES + j, dim);
+            dots[j] = vf{};
+            for (int d = 0; d < dim; d += 32)
+                dots[j] = dot_pairs(dots[j], load<vu>(q + r * dim + d), load<vu>(keys[j] + shift + d));
         }
-        keep[r] = std::exp(out[r].top - top);
-        out[r].top = top;
-        out[r].total = out[r].total * keep[r] + sum(total);
+        vf scores = sums(dots) * scale;
+        if (count < LANES) scores = LANE_NUMBERS < count ? scores : splat(-INFINITY);
+        const float highest = maximum(scores);
+        if (highest > out[r].top) out[r].rescale(highest, dim);
+        const vf exps = exponential(scores - out[r].top);
+        out[r].totals += exps;
+        narrow(weights + r * LANES, exps);
     }
+}
+
+// Adds LANES rows of values by their weights.
+template <int R, int D>
+void add_rows(const uint16_t* const* values, int shift, int any_dim, const uint16_t* ahead, const uint16_t* weights,
+              Partial* out) {
+    const int dim = D ? D : any_dim;
     for (int d = 0; d < dim; d += 32) {
         vf acc[R][2];
         for (int r = 0; r < R; r++)
-            for (int c = 0; c < 2; c++) acc[r][c] = load<vf>(out[r].y + d + c * LANES) * keep[r];
-        for (int i = 0; i < count; i += 2) {
+            for (int c = 0; c < 2; c++) acc[r][c] = load<vf>(out[r].y + d + c * LANES);
+        for (int i = 0; i < LANES; i += 2) {
             vu pairs[2];
-            for (int j = 0; j < 2; j++) __builtin_prefetch(values[i + j + STRETCH] + shift + d, 0, 2);
+            fetch<LANES / 2>(ahead + d * LANES, i / 2, 32);
             interleave(load<vh>(values[i] + shift + d), load<vh>(values[i + 1] + shift + d), pairs);
             for (int r = 0; r < R; r++) {
-                vu weight = splat(reinterpret_cast<const uint32_t*>(weights[r])[i / 2]);
+                const vu weight = splat(load<uint32_t>(weights + r * LANES + i));
                 for (int c = 0; c < 2; c++) acc[r][c] = dot_pairs(acc[r][c], weight, pairs[c]);
             }
         }
@@ -125,15 +131,32 @@ void attend_stretch(const Rows& rows, int first, int count, int shift, int any_d
 }
 
 template <int D>
-constexpr decltype(&attend_stretch<1, D>) STRETCH_KERNELS[] = {
-    attend_stretch<1, D>, attend_stretch<2, D>, attend_stretch<3, D>, attend_stretch<4, D>,
-    attend_stretch<5, D>, attend_stretch<6, D>, attend_stretch<7, D>, attend_stretch<8, D>};
+constexpr decltype(&weigh_rows<1, D>) WEIGH[] = {
+    weigh_rows<1, D>, weigh_rows<2, D>, weigh_rows<3, D>, weigh_rows<4, D>,
+    weigh_rows<5, D>, weigh_rows<6, D>, weigh_rows<7, D>, weigh_rows<8, D>};
+template <int D>
+constexpr decltype(&add_rows<1, D>) ADD[] = {
+    add_rows<1, D>, add_rows<2, D>, add_rows<3, D>, add_rows<4, D>,
+    add_rows<5, D>, add_rows<6, D>, add_rows<7, D>, add_rows<8, D>};
 
-void attend_group(const Rows& rows, int first, int count, int shift, int dim, const uint16_t* q, int heads, float scale,
-                  Partial* out) {
-    const auto* kernels = dim == 64 ? STRETCH_KERNELS<64> : dim == 128 ? STRETCH_KERNELS<128> : STRETCH_KERNELS<0>;
-    for (int r = 0; r < heads; r += MAX_SHARED)
-        kernels[std::min(MAX_SHARED, heads - r) - 1](rows, first, count, shift, dim, q + r * dim, scale, out + r);
+// Attention of all query heads over `count` <= LANES rows from `first` on, added to `out` [H]; weights [H, LANES] is scratch.
+void attend_rows(const Rows& rows, int first, int count, int groups, int per_group, int dim, const uint16_t* q, float scale,
+                 uint16_t* weights, Partial* out) {
+    const auto* weigh = dim == 64 ? WEIGH<64> : dim == 128 ? WEIGH<128> : WEIGH<0>;
+    const auto* add = dim == 64 ? ADD<64> : dim == 128 ? ADD<128> : ADD<0>;
+    const uint16_t *const *keys = rows.keys + first, *const *values = rows.values + first;
+    for (int g = 0; g < groups; g++)
+        for (int r = 0; r < per_group; r += MAX_SHARED) {
+            const int h = g * per_group + r;
+            weigh[std::min(MAX_SHARED, per_group - r) - 1](keys, count, g * dim, dim, q + h * dim, scale,
+                                                           keys[LANES] + g * dim * LANES, weights + h * LANES, out + h);
+        }
+    for (int g = 0; g < groups; g++)
+        for (int r = 0; r < per_group; r += MAX_SHARED) {
+            const int h = g * per_group + r;
+            add[std::min(MAX_SHARED, per_group - r) - 1](values, g * dim, dim, values[LANES] + g * dim * LANES,
+                                                         weights + h * LANES, out + h);
+        }
 }
 
 constexpr int BLOCK_ROWS = 48;  // query rows of a work item
@@ -181,22 +204,22 @@ void dsla_attend_decode(int threads, int n, int heads, int groups, int dim, cons
         const Rows rows(pages, tables[i], begin, lengths[i]);
         Partial* out = &partials[piece * heads];
         for (int h = 0; h < heads; h++) out[h].clear(dim);
-        for (int first = 0; first < keys; first += STRETCH)
-            for (int g = 0; g < groups; g++)
-                attend_group(rows, first, std::min(STRETCH, keys - first), g * dim, dim,
-                             q + i * q_stride + g * per_group * dim, per_group, scale, out + g * per_group);
+        std::vector<uint16_t> weights(heads * LANES);
+        for (int first = 0; first < keys; first += LANES)
+            attend_rows(rows, first, std::min(LANES, keys - first), groups, per_group, dim, q + i * q_stride, scale,
+                        weights.data(), out);
     }
     for (int i = 0; i < n; i++) {
         for (int h = 0; h < heads; h++) {
-            float top = -INFINITY, total = 0, sum[MAX_DIM] = {};
+            float top = -INFINITY, total = 0, mixed[MAX_DIM] = {};
             for (int64_t s = first[i]; s < first[i + 1]; s++) top = std::max(top, partials[s * heads + h].top);
             for (int64_t s = first[i]; s < first[i + 1]; s++) {
                 const Partial& partial = partials[s * heads + h];
                 const float weight = std::exp(partial.top - top);
-                total += partial.total * weight;
-                for (int d = 0; d < dim; d++) sum[d] += partial.y[d] * weight;
+                total += sum(partial.totals) * weight;
+                for (int d = 0; d < dim; d++) mixed[d] += partial.y[d] * weight;
             }
-            for (int d = 0; d < dim; d++) y[(i * heads + h) * dim + d] = narrow(sum[d] / total);
+            for (int d = 0; d < dim; d++) y[(i * heads + h) * dim + d] = narrow(mixed[d] / total);
         }
     }
 }

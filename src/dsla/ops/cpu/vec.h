@@ -33,18 +33,25 @@ inline void store(void* to, V v) {
 inline vf splat(float x) { return vf{} + x; }
 inline vu splat(uint32_t x) { return vu{} + x; }
 
+// The other half of every 16, 8 and 4 lanes.
+inline vf swap_8(vf v) { return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7); }
+inline vf swap_4(vf v) { return __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11); }
+inline vf swap_2(vf v) { return __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13); }
+
 inline float sum(vf v) {
-    float total = 0;
-    for (int i = 0; i < LANES; i++) total += v[i];
-    return total;
+    v += swap_8(v);
+    v += swap_4(v);
+    v += swap_2(v);
+    return v[0] + v[1];
 }
 
 inline vf maximum(vf a, vf b) { return a > b ? a : b; }
 
 inline float maximum(vf v) {
-    float top = v[0];
-    for (int i = 1; i < LANES; i++) top = v[i] > top ? v[i] : top;
-    return top;
+    v = maximum(v, swap_8(v));
+    v = maximum(v, swap_4(v));
+    v = maximum(v, swap_2(v));
+    return v[0] > v[1] ? v[0] : v[1];
 }
 
 // bfloat16 is the upper half of a float.
