@@ -116,7 +116,7 @@ def test_idle_engine_returns_to_full_attention(idle: float, level: int) -> None:
         engine.step()
     assert engine.stats()["new_level"] == 3
     now += idle
-    engine.add_request(random_prompt(30), params, request_id="next")
+    engine.add_request(random_prompt(30, 5), params, request_id="next")
     engine.run()
     assert engine.final["next"].levels[0] == [0, level]
 
@@ -260,16 +260,19 @@ def test_prompts_that_are_read_later_do_not_count_yet() -> None:
     assert [signals.used_bytes for signals in seen] == [0, 0, pages * page]
 
 
+@pytest.mark.parametrize(("beginning", "levels"), [([], [[0, 1]]), (random_prompt(5), [[0, 0], [5, 1]])])
 @pytest.mark.parametrize("max_tokens", [None, 200], ids=["open-ended", "long-answer"])
-def test_a_short_prompt_with_a_long_answer_is_no_long_prompt(max_tokens: int | None) -> None:
+def test_a_short_prompt_with_a_long_answer_is_no_long_prompt(
+    max_tokens: int | None, beginning: list[int], levels: list[list[int]]
+) -> None:
     engine = tiny_engine(units=300, policy=make_policy())
     engine.add_request(random_prompt(5), SamplingParams(max_tokens=max_tokens), request_id="chat")
     engine.step()
     assert engine.stats()["requests"][0]["levels"] == [[0, 0]]
     engine.cancel("chat")
-    engine.add_request(random_prompt(90), SamplingParams(max_tokens=5), request_id="long")
+    engine.add_request(beginning + random_prompt(85, 1), SamplingParams(max_tokens=5), request_id="long")
     engine.step()
-    assert engine.stats()["requests"][0]["levels"] == [[0, 1]]
+    assert engine.stats()["requests"][0]["levels"] == levels
     assert engine.stats()["conversions"] == {"long prompt": 1}
 
 

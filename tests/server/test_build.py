@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from dsla.cli.serve import summary
 from dsla.engine import SamplingParams
 from dsla.errors import AdapterError, ConfigError, EngineError, ModelError
 from dsla.server import build
@@ -65,6 +66,26 @@ def test_weights_in_another_dtype(folders: tuple[str, str]) -> None:
     assert sum(len(output.tokens) for _ in range(6) for output in service.engine.step()) == 5
 
 
+def test_objectives_reach_the_policy(folders: tuple[str, str]) -> None:
+    service = build_engine(EngineSettings(*folders, memory_bytes=1 << 20, slo_ttft=2.0, slo_tpot=0.1))
+    assert (service.policy.ttft_seconds, service.policy.tpot_seconds) == (2.0, 0.1)
+    levels = dict(summary(service))["levels"]
+    assert levels.endswith("when memory gets short, or TTFT exceeds 2 s, or TPOT exceeds 0.1 s")
+
+
+@pytest.mark.parametrize("given", [None, 3])
+def test_threads_are_measured_unless_they_are_given(
+    folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch, given: int | None
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr(build, "best_threads", lambda decoder: 2)
+    try:
+        build_engine(EngineSettings(*folders, memory_bytes=1 << 20, threads=given))
+        assert torch.get_num_threads() == (given or 2)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
@@ -76,6 +97,10 @@ def test_weights_in_another_dtype(folders: tuple[str, str]) -> None:
         ({"page_tokens": 0}, ConfigError, "page_tokens"),
         ({"weights": "int4"}, ModelError, "int4 weights need projections of multiples of 16 outputs and 32 inputs"),
         ({"threads": 0}, ConfigError, "threads"),
+        ({"slo_ttft": 0.0}, ConfigError, "ttft_seconds must be a number of seconds > 0, or None, found 0.0"),
+        ({"slo_tpot": -1.0}, ConfigError, "tpot_seconds"),
+        ({"slo_ttft": 1.0, "adaptive": False}, ConfigError, "levels are not adaptive: leave out slo_ttft"),
+        ({"slo_ttft": 1.0, "adapter": None}, ConfigError, "the model has no adapter"),
         ({"weights": "int3"}, ConfigError, "weights must be one of bf16, int4, found 'int3'"),
         ({"max_step_tokens": 1}, EngineError, "max_step_tokens must be at least 2"),
         ({"adapter": None, "level": 1}, ConfigError, "it has no adapter"),

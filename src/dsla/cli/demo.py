@@ -28,7 +28,7 @@ def demo(
     max_tokens: Annotated[int, typer.Option(help="Tokens each stream writes.", min=1)] = 96,
     out: Annotated[Path, typer.Option(help="Folder for demo.json and demo.png.")] = Path("demo"),
     threads: Annotated[
-        int | None, typer.Option(help="Threads to compute with. Default: PyTorch's choice.", min=1)
+        int | None, typer.Option(help="Threads to compute with. Default: the fastest number, by measurement.", min=1)
     ] = None,
 ) -> None:
     """Run long prompts at once in too little memory for full attention, and watch layers being converted."""
@@ -88,8 +88,9 @@ def _check_adapter(service: Service) -> None:
 
 
 def _write(run: Demo, need: Need, model: str, out: Path) -> None:
-    from dsla.bench.demo import record, write_record
+    from dsla.bench.demo import record
     from dsla.bench.demo_plot import plot_demo
+    from dsla.bench.records import write_record
 
     budget, top = run.engine.arena.budget_bytes, len(run.engine.decoder.order)
     try:

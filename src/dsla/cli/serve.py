@@ -43,7 +43,14 @@ def serve(
         str | None, typer.Option(help="bf16, or int4: four bits, in groups of 32. Default: the model's own dtype.")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="Threads to compute with. Default: PyTorch's choice.", min=1)
+        int | None, typer.Option(help="Threads to compute with. Default: the fastest number, by measurement.", min=1)
+    ] = None,
+    slo_ttft: Annotated[
+        float | None,
+        typer.Option(help="Objective for the time to first token, seconds: if missed, layers are converted."),
+    ] = None,
+    slo_tpot: Annotated[
+        float | None, typer.Option(help="Objective for the time between two tokens of a request, seconds, likewise.")
     ] = None,
 ) -> None:
     """Serve a model with OpenAI's API; its layers are converted while requests run."""
@@ -70,6 +77,8 @@ def serve(
                 max_step_tokens=max_step_tokens,
                 weights=weights,
                 threads=threads,
+                slo_ttft=slo_ttft,
+                slo_tpot=slo_tpot,
             )
         )
         app = build_app(AsyncEngine(service.engine), service.tokenizer, service.model_name)
@@ -99,6 +108,7 @@ def summary(service: Service) -> list[tuple[str, str]]:
     decoder, arena, config = engine.decoder, engine.arena, engine.config
     dtype = str(decoder.dtype).removeprefix("torch.")
     top = len(decoder.order)
+    objectives = (("TTFT", service.policy.ttft_seconds), ("TPOT", service.policy.tpot_seconds))
     if service.adapter is None:
         adapter = "none ships with this model: every request gets full attention"
     else:
@@ -108,6 +118,7 @@ def summary(service: Service) -> list[tuple[str, str]]:
         levels = "0 only"
     elif service.adaptive:
         levels = f"0 ... {top}, adaptive: layers are converted when memory gets short"
+        levels += "".join(f", or {name} exceeds {seconds:g} s" for name, seconds in objectives if seconds is not None)
     else:
         levels = f"fixed at {config.level or 0} of 0 ... {top}, until set through /admin/level"
     if top and not decoder.foldable:

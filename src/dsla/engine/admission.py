@@ -9,9 +9,11 @@ from dsla.engine.decoder import PackedDecoder
 from dsla.engine.events import Event, EventLog
 from dsla.engine.history import before, level_at
 from dsla.engine.memory import RequestMemory
+from dsla.engine.pace import Pace
 from dsla.engine.prefix import PrefixCache, Snapshot
 from dsla.engine.request import Goal, Request
 from dsla.engine.scheduler import Scheduler
+from dsla.engine.signals import start_level
 
 
 @dataclass
@@ -20,27 +22,32 @@ class LevelRules:
 
     Attributes:
         forced: level set by hand, or None.
-        new_level: level new requests start at otherwise.
         foldable: whether layers of running requests can be converted.
+        new_level: level of new requests that save memory by it, where none is forced.
+        new_fast_level: level of new requests that save time by it, likewise.
     """
 
     forced: int | None
-    new_level: int
     foldable: bool
+    new_level: int = 0
+    new_fast_level: int = 0
 
-    def starts(self, request: Request, profitable: bool) -> list[tuple[int, int]]:
-        """Levels to start at, with their ceilings: the one asked for by hand or by policy, then those nearest to it.
+    def wanted(self, request: Request, bytes_saved: float, seconds_saved: float) -> int:
+        """The level asked for by hand or by policy, within the request's bounds.
 
         Args:
             request: the request.
-            profitable: whether converted layers save memory for it.
+            bytes_saved: bytes (or units) each converted layer saves of it; negative where it takes some.
+            seconds_saved: time each converted layer saves of it; negative likewise.
         """
-        low, high = request.min_level, request.max_level
-        wanted = self.forced if self.forced is not None else self.new_level if profitable else low
-        wanted = min(max(wanted, low), high)
+        by_policy = start_level(self.new_level, self.new_fast_level, bytes_saved, seconds_saved)
+        return min(max(by_policy if self.forced is None else self.forced, request.min_level), request.max_level)
+
+    def starts(self, request: Request, wanted: int) -> list[tuple[int, int]]:
+        """Levels to start at, with their ceilings: the one that is wanted, then those nearest to it."""
         may_rise = self.forced is None and self.foldable
-        levels = sorted(range(low, high + 1), key=lambda level: abs(level - wanted))
-        return [(level, high if may_rise else level) for level in levels]
+        levels = sorted(range(request.min_level, request.max_level + 1), key=lambda level: abs(level - wanted))
+        return [(level, request.max_level if may_rise else level) for level in levels]
 
     def reuses(self, held: int, wanted: int, request: Request) -> bool:
         """Whether a request that is to start at `wanted` may go on with what was computed at level `held`.
@@ -62,6 +69,7 @@ class Admission:
         scheduler: the requests.
         cache: what earlier requests left.
         rules: decides levels.
+        pace: what steps cost.
         log: where events go.
     """
 
@@ -72,20 +80,30 @@ class Admission:
         scheduler: Scheduler,
         cache: PrefixCache,
         rules: LevelRules,
+        pace: Pace,
         log: EventLog,
     ) -> None:
         self._decoder, self._arena, self._scheduler = decoder, arena, scheduler
-        self._cache, self._rules, self._log = cache, rules, log
+        self._cache, self._rules, self._pace, self._log = cache, rules, pace, log
 
     def smallest_claim(self, request: Request) -> int:
         """The fewest units `request` can be run to its end with under the present settings."""
-        starts = self._rules.starts(request, self.profitable(request))
+        starts = self._rules.starts(request, self.wanted(request))
         claims = [self._scheduler.claim(request, *start, request.final_tokens) for start in starts]
         return min(claims if self._rules.forced is None else claims[:1])
 
+    def wanted(self, request: Request) -> int:
+        """Level a request is to start at."""
+        saved = self._arena.page_count(request.final_tokens) - self._arena.slot_units
+        expected = min(request.max_tokens, self._scheduler.reserve_tokens)
+        cost, rows = self._pace.cost, len(self._scheduler.running) + 1
+        seconds = 0.0 if cost is None else cost.saving_per_layer(len(request.prompt), expected, rows=rows)
+        return self._rules.wanted(request, saved, seconds)
+
     def profitable(self, request: Request) -> bool:
-        """Whether converting a layer of `request` frees memory: now, or, with nothing computed yet, in the end."""
-        return self._arena.page_count(request.computed or request.final_tokens) > self._arena.slot_units
+        """Whether converting a layer of `request` frees memory: now, or, while its prompt is being read, in the end."""
+        tokens = request.final_tokens if request.prompt_left else request.computed
+        return self._arena.page_count(tokens) > self._arena.slot_units
 
     def start(self, now: float) -> bool:
         """Starts waiting requests, in order, as long as their claims fit; whether there were any."""
@@ -127,7 +145,7 @@ class Admission:
 
     def _begin(self, request: Request) -> bool:
         # The settings may be others than those it was accepted under, and what they ask for more than there is.
-        starts = self._rules.starts(request, self.profitable(request))
+        starts = self._rules.starts(request, self.wanted(request))
         level, ceiling = next(
             start
             for start in starts

@@ -18,6 +18,7 @@ from dsla.engine.decoder import PackedDecoder
 from dsla.engine.events import Event, EventLog
 from dsla.engine.intake import build_request, level_bounds
 from dsla.engine.levels import LevelControl
+from dsla.engine.load import Load
 from dsla.engine.pace import Pace
 from dsla.engine.prefix import PrefixCache
 from dsla.engine.request import Request, Status, StepOutput
@@ -105,11 +106,12 @@ class Engine:
             self._pace,
         )  # fmt: skip
         self._cache = PrefixCache(arena, self.config.cache_bytes)
-        rules = LevelRules(None, 0, decoder.foldable)
-        self._admission = Admission(decoder, arena, self._scheduler, self._cache, rules, self._log)
+        rules = LevelRules(None, decoder.foldable)
+        self._admission = Admission(decoder, arena, self._scheduler, self._cache, rules, self._pace, self._log)
+        self._load = Load(decoder, arena, self._scheduler, rules, self._pace, clock)
         self._levels = LevelControl(
             decoder, arena, self._scheduler, self._admission, rules, self._log, policy, self.config.level, self._fail,
-            self._preempt, self._pace,
+            self._preempt, self._pace, self._load,
         )  # fmt: skip
 
     @property
@@ -198,7 +200,7 @@ class Engine:
                 f"request {request.id!r} is no sibling of {leader.id!r}: their prompts or level bounds differ"
             )
         self._arrivals += 1
-        request.arrival = self._arrivals
+        request.arrival, request.accepted_at = self._arrivals, self._clock()
         self._requests[request.id] = request
         self._scheduler.waiting.append(request)
         self._log.add(Event(self._clock(), "accept", request.id, "queued"))
@@ -371,6 +373,7 @@ class Engine:
         tokens = [] if ends else [choice.token]
         logprobs = None if choice.logprobs is None else () if ends else (choice.logprobs,)
         request.output += tokens
+        self._load.token(request)
         reason = "stop" if ends else "length" if len(request.output) == request.max_tokens else None
         if reason is not None:
             self._keep_ended(request)

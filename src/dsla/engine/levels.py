@@ -9,10 +9,11 @@ from dsla.engine.admission import Admission, LevelRules
 from dsla.engine.arena import Arena
 from dsla.engine.decoder import PackedDecoder
 from dsla.engine.events import Event, EventLog
+from dsla.engine.load import Load
 from dsla.engine.pace import Pace
 from dsla.engine.request import Goal, Request, Status
 from dsla.engine.scheduler import Chunk, Scheduler
-from dsla.engine.signals import Policy, RequestSummary, Signals
+from dsla.engine.signals import Decision, Policy
 from dsla.errors import EngineError
 
 
@@ -31,6 +32,7 @@ class LevelControl:
         fail: called with a request whose states are broken and a message; it must remove the request.
         preempt: called with a request that must give its memory back; it goes to the queue.
         pace: how many layers may be converted in a step.
+        load: what the policy sees.
 
     Attributes:
         max_level: highest level of the model.
@@ -49,10 +51,12 @@ class LevelControl:
         fail: Callable[[Request, str, float], None],
         preempt: Callable[[Request, float], None],
         pace: Pace,
+        load: Load,
     ) -> None:
         self._decoder, self._arena, self._scheduler, self._log = decoder, arena, scheduler, log
         self._admission, self._rules = admission, rules
-        self._policy, self._fail, self._preempt, self._pace = policy, fail, preempt, pace
+        self._policy, self._fail, self._preempt = policy, fail, preempt
+        self._pace, self._load = pace, load
         self._policy_state: Any = None
         self._deferred: set[str] = set()
         self.max_level = len(decoder.order)
@@ -75,7 +79,7 @@ class LevelControl:
             EngineError: if there is no such level, or no policy to return to.
         """
         self.check(level)
-        self._rules.forced, self._rules.new_level = level, 0
+        self._rules.forced, self._rules.new_level, self._rules.new_fast_level = level, 0, 0
         self._policy_state = None
         self._deferred.clear()
         for request in self._scheduler.running.values():
@@ -98,11 +102,11 @@ class LevelControl:
             for request in self._scheduler.running.values():
                 self._aim(request, min(self.forced, request.max_level), "by hand")
         elif self._policy is not None:
-            summaries = [self._summary(request) for request in self._scheduler.running.values()]
-            self._policy_state, decisions = self._policy(self._policy_state, self.signals(), summaries, now)
+            load = self._load.signals(), self._load.summaries(), now
+            self._policy_state, decisions = self._policy(self._policy_state, *load)
             for decision in decisions:
                 if decision.request_id is None:
-                    self._set_new_level(decision.level, decision.reason, now)
+                    self._set_new_level(decision, now)
                     continue
                 named = self._scheduler.running.get(decision.request_id)
                 if named is not None and self._admission.profitable(named):
@@ -140,23 +144,12 @@ class LevelControl:
             self._preempt(last, now)
             chunks = [chunk for chunk in chunks if chunk.request is not last]
 
-    def signals(self) -> Signals:
-        """The load now."""
-        wanted = self._scheduler.wanted_units(self._scheduler.plan())
-        return Signals(
-            budget_bytes=self._arena.budget_bytes,
-            kv_bytes=self._arena.kv_bytes,
-            state_bytes=self._arena.state_bytes,
-            wanted_bytes=wanted * self._arena.page_bytes,
-            new_level=self.new_level,
-            max_level=self.max_level,
-        )
-
-    def _set_new_level(self, level: int, reason: str, now: float) -> None:
-        level = min(max(level, 0), self.max_level)
-        if level != self.new_level:
-            self._log.add(Event(now, "new-level", None, reason, from_level=self.new_level, to_level=level))
-            self._rules.new_level = level
+    def _set_new_level(self, decision: Decision, now: float) -> None:
+        name = "new_fast_level" if decision.if_faster else "new_level"
+        before, level = getattr(self._rules, name), min(max(decision.level, 0), self.max_level)
+        if level != before:
+            self._log.add(Event(now, name.replace("_", "-"), None, decision.reason, from_level=before, to_level=level))
+            setattr(self._rules, name, level)
 
     def _aim(self, request: Request, level: int, reason: str) -> None:
         if level > max(request.level, request.goal.level if request.goal else 0):
@@ -256,20 +249,3 @@ class LevelControl:
             return False
         request.enter_level(request.level + 1)
         return True
-
-    def _summary(self, request: Request) -> RequestSummary:
-        prompt_pages, slot = self._arena.page_count(len(request.prompt)), self._arena.slot_units
-        kept = self._decoder.n_layers - request.level
-        page_bytes = self._arena.page_bytes
-        saved_now = 0
-        if request.computed and request.memory is not None and request.level < self.max_level:
-            saved_now = request.memory.fold_gain(self._decoder.order[request.level])
-        return RequestSummary(
-            id=request.id,
-            level=request.level,
-            max_level=request.level if request.replaying else request.ceiling,
-            computed_tokens=request.computed,
-            saving_per_layer=saved_now * page_bytes,
-            prompt_bytes=(kept * prompt_pages + request.level * slot) * page_bytes,
-            prompt_saving_per_layer=(prompt_pages - slot) * page_bytes,
-        )

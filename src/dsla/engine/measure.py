@@ -128,6 +128,8 @@ class Scratch:
         memory = RequestMemory(self._arena, decoder.n_layers, ())
         memory.reserve(tokens)
         layer = decoder.order[0]
+        # Its pages may have held states before, which are no numbers if they are read as keys.
+        self._arena.set_page_data(memory.table(layer), torch.zeros((), dtype=torch.uint8))
         seconds = self._timed(lambda: memory.fold(layer, decoder.mixers[layer], tokens))
         memory.release()
         return seconds

@@ -17,12 +17,20 @@ class Pace:
         clock: seconds.
         seconds: of a step, at most, as far as there is a choice; None = no bound.
         cost: what a step takes; None = chunks of prompts are not bounded by time.
+
+    Attributes:
+        cost: as given.
     """
 
     def __init__(self, clock: Callable[[], float], seconds: float | None, cost: CostModel | None) -> None:
-        self._clock, self._seconds, self._cost = clock, seconds, cost
+        self._clock, self._seconds, self.cost = clock, seconds, cost
         self._correction = Correction()
         self.begin()
+
+    @property
+    def ratio(self) -> float:
+        """How many times longer steps take now than was measured: other programs use the machine too."""
+        return self._correction.ratio
 
     def begin(self) -> None:
         """A step begins."""
@@ -49,13 +57,13 @@ class Pace:
             converted: layers that are converted.
             beside: what the step computes besides.
         """
-        if self._seconds is None or self._cost is None:
+        if self._seconds is None or self.cost is None:
             return limit
         left = (self._seconds - (self._last - self._start)) / self._correction.ratio
-        count = self._cost.prefill_tokens_within(left, limit, prior, kept, converted, beside)
+        count = self.cost.prefill_tokens_within(left, limit, prior, kept, converted, beside)
         return count if beside.prefill_tokens else max(count, min(LEAST_CHUNK, limit))
 
     def end(self, work: StepWork, start: float) -> None:
         """A step has computed `work` since `start`; how long that took makes the next prediction better."""
-        if self._cost is not None:
-            self._correction = self._correction.after(self._cost.step_seconds(work), self._clock() - start)
+        if self.cost is not None:
+            self._correction = self._correction.after(self.cost.step_seconds(work), self._clock() - start)

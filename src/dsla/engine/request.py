@@ -44,6 +44,8 @@ class Request:
         end_tokens: token ids that end it.
         sibling_of: id of a request with the same prompt, whose computed prompt it starts with; or None.
         arrival: place in the order of acceptance.
+        accepted_at: when that was, seconds.
+        last_token_at: when it got its latest token, or None.
         level: layers converted now.
         ceiling: level its admission counted on being allowed, `level ... max_level`.
         goal: level it is on its way to, or None.
@@ -68,6 +70,8 @@ class Request:
     end_tokens: frozenset[int] = frozenset()
     sibling_of: str | None = None
     arrival: int = 0
+    accepted_at: float = 0.0
+    last_token_at: float | None = None
     level: int = 0
     ceiling: int = 0
     goal: Goal | None = None
@@ -91,6 +95,11 @@ class Request:
     def pending(self) -> int:
         """Tokens known but not computed: the rest of the prompt, or the last output token."""
         return len(self.prompt) + len(self.output) - self.computed
+
+    @property
+    def prompt_left(self) -> int:
+        """Tokens of the prompt that are not computed."""
+        return max(len(self.prompt) - self.computed, 0)
 
     @property
     def final_tokens(self) -> int:

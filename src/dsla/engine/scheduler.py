@@ -55,14 +55,18 @@ class Scheduler:
         max_step_tokens: tokens a step computes, at most.
         reserve_tokens: tokens to come that a running request is promised memory for, at least.
         pace: how much a step may do.
+
+    Attributes:
+        max_step_tokens: as given.
+        reserve_tokens: as given.
     """
 
     def __init__(
         self, arena: Arena, n_layers: int, max_running: int, max_step_tokens: int, reserve_tokens: int, pace: Pace
     ) -> None:
         self._arena, self._n_layers = arena, n_layers
-        self._max_running, self._max_step_tokens = max_running, max_step_tokens
-        self._reserve_tokens, self._pace = reserve_tokens, pace
+        self._max_running, self.max_step_tokens = max_running, max_step_tokens
+        self.reserve_tokens, self._pace = reserve_tokens, pace
         self.waiting: deque[Request] = deque()
         self.running: dict[str, Request] = {}
 
@@ -132,7 +136,7 @@ class Scheduler:
         return max(self.wanted_units(chunks) - self._arena.free_units, 0)
 
     def _chunks(self) -> Iterator[Chunk]:
-        left, work = self._max_step_tokens, StepWork()
+        left, work = self.max_step_tokens, StepWork()
         running = self.by_arrival()
         ready = [request for request in running if not request.replaying or request.level == request.replayed_level]
         for request in ready:
@@ -153,7 +157,7 @@ class Scheduler:
 
     def _promised(self, request: Request) -> int:
         known = len(request.prompt) + len(request.output)
-        return min(known + self._reserve_tokens, request.final_tokens)
+        return min(known + self.reserve_tokens, request.final_tokens)
 
     def _follows(self, request: Request) -> bool:
         """Whether the request whose prompt it shares is still to compute it."""

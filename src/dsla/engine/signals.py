@@ -19,6 +19,14 @@ class Signals:
             not count: they take nothing yet, and layers converted for them would be converted too early.
         new_level: level new requests start at now.
         max_level: highest level of the model.
+        cached_bytes: bytes that hold nothing but prefixes for later requests and are given up where others want them; they
+            are not among those in use.
+        queue_length: requests that have not started.
+        waiting_tokens: prompt tokens that are not computed yet, of queued and of running requests.
+        waiting_seconds: time they take, as predicted at the levels of now; None = unknown.
+        ttft_seconds: recent times to first token (a high quantile over the last seconds); None = none was seen.
+        tpot_seconds: recent times from one token of a request to its next, likewise.
+        new_fast_level: level new requests start at now if that makes them faster.
     """
 
     budget_bytes: int
@@ -27,6 +35,13 @@ class Signals:
     wanted_bytes: int
     new_level: int
     max_level: int
+    cached_bytes: int = 0
+    queue_length: int = 0
+    waiting_tokens: int = 0
+    waiting_seconds: float | None = None
+    ttft_seconds: float | None = None
+    tpot_seconds: float | None = None
+    new_fast_level: int = 0
 
     @property
     def used_bytes(self) -> int:
@@ -47,6 +62,11 @@ class RequestSummary:
             nothing is computed.
         prompt_bytes: bytes its prompt takes at its level, once read.
         prompt_saving_per_layer: bytes one more converted layer saves of them; negative below the break-even length.
+        prompt_tokens_left: tokens of its prompt that are not computed yet.
+        new_tokens_left: tokens it is expected to generate yet.
+        decode_saving_per_layer: seconds one more converted layer saves of each of those; negative where it costs time.
+        prefill_saving_per_layer: seconds one more converted layer saves of the rest of its prompt; negative likewise.
+        fold_seconds_per_layer: time it takes to convert one more layer.
     """
 
     id: str
@@ -56,6 +76,17 @@ class RequestSummary:
     saving_per_layer: int
     prompt_bytes: int
     prompt_saving_per_layer: int
+    prompt_tokens_left: int = 0
+    new_tokens_left: int = 1
+    decode_saving_per_layer: float = 0.0
+    prefill_saving_per_layer: float = 0.0
+    fold_seconds_per_layer: float = 0.0
+
+    @property
+    def seconds_saved_per_layer(self) -> float:
+        """Seconds one more converted layer saves over the rest of the request; negative where it costs time."""
+        decoding = self.new_tokens_left * self.decode_saving_per_layer
+        return self.prefill_saving_per_layer + decoding - self.fold_seconds_per_layer
 
 
 @dataclass(frozen=True)
@@ -66,12 +97,30 @@ class Decision:
         request_id: the request, or None.
         level: its new level. Running requests are never lowered.
         reason: one word or two, for the event log.
+        if_faster: of new requests, whether it holds only where it makes them faster (`Signals.new_fast_level`), or also
+            where it only saves memory (`Signals.new_level`).
     """
 
     request_id: str | None
     level: int
     reason: str
+    if_faster: bool = False
 
 
 Policy = Callable[[Any, Signals, Sequence[RequestSummary], float], tuple[Any, list[Decision]]]
 """`(state, signals, summaries, now) -> (state, decisions)`; the first state is None, `now` is in seconds."""
+
+
+def start_level(new_level: int, new_fast_level: int, bytes_saved: float, seconds_saved: float) -> int:
+    """Level a new request starts at under a policy, before its own bounds.
+
+    Args:
+        new_level: level of new requests that save memory by it.
+        new_fast_level: level of new requests that save time by it.
+        bytes_saved: bytes each converted layer saves of the request in the end; negative below the break-even length.
+        seconds_saved: seconds each converted layer saves of the whole request (`CostModel.saving_per_layer`).
+
+    Returns:
+        The higher of the levels that pay, 0 if none does: a short request keeps full attention.
+    """
+    return max(new_level if bytes_saved > 0 else 0, new_fast_level if seconds_saved > 0 else 0)

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
-from dsla.adaptive import make_policy
+from dsla.adaptive import PolicyConfig, make_policy
 from dsla.convert.adapter import Adapter
 from dsla.convert.load import find_adapter, find_model, load_tokenizer
 from dsla.engine import Engine, EngineConfig, PackedDecoder
+from dsla.engine.measure import load_or_measure
+from dsla.engine.threads import best_threads
 from dsla.errors import ConfigError
 
 WEIGHTS = ("bf16", "int4")
@@ -36,7 +38,9 @@ class EngineSettings:
         page_tokens: tokens of a KV page.
         max_step_tokens: tokens of a step, at most.
         weights: `bf16`, or `int4`: projections in four bits, in groups of 32 inputs; None = the model's own dtype.
-        threads: threads of PyTorch; None = PyTorch's choice.
+        threads: threads to compute with; None = the number that is fastest, measured at the first start.
+        slo_ttft: objective of the policy for the time to the first token, seconds; None = there is none.
+        slo_tpot: objective of the policy for the time from one token of a request to its next, likewise.
     """
 
     model: str | None = None
@@ -48,6 +52,8 @@ class EngineSettings:
     max_step_tokens: int = 512
     weights: str | None = None
     threads: int | None = None
+    slo_ttft: float | None = None
+    slo_tpot: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ class Service:
         model_name: name for requests.
         adapter: the adapter in use, or None.
         adaptive: whether a policy changes levels from the start.
+        policy: settings of that policy, or of the one that a fixed level can be given back to.
     """
 
     engine: Engine
@@ -67,6 +74,7 @@ class Service:
     model_name: str
     adapter: Adapter | None
     adaptive: bool
+    policy: PolicyConfig
 
 
 def build_engine(settings: EngineSettings) -> Service:
@@ -82,6 +90,7 @@ def build_engine(settings: EngineSettings) -> Service:
         EngineError: the memory budget is too small.
     """
     _check(settings)
+    policy = PolicyConfig(ttft_seconds=settings.slo_ttft, tpot_seconds=settings.slo_tpot)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     path, config = find_model(settings.model)
@@ -89,18 +98,25 @@ def build_engine(settings: EngineSettings) -> Service:
     dtype = torch.bfloat16 if settings.weights else config.dtype or torch.float32
     adapter = find_adapter(path, config, settings.adapter, dtype)
     decoder = PackedDecoder.load(path, adapter, dtype, int4=settings.weights == "int4")
+    if settings.threads is None:
+        torch.set_num_threads(best_threads(decoder))
     adaptive = _adaptive(settings, decoder)
     if settings.level is not None and settings.level > len(decoder.order):
         levels = f"this model has levels 0 ... {len(decoder.order)}{_hint(adapter)}"
         raise ConfigError(f"level {settings.level} is out of range: {levels}")
+    may_adapt = _may_adapt(settings, decoder)
+    if not may_adapt and (settings.slo_ttft or settings.slo_tpot):
+        why = "levels are not adaptive" if decoder.order else "the model has no adapter"
+        raise ConfigError(f"objectives for latency steer adaptive levels, but {why}: leave out slo_ttft and slo_tpot")
     budget = settings.memory_bytes or int(free_memory() * _MEMORY_SHARE)
     engine = Engine(
         decoder,
         decoder.arena(budget, settings.page_tokens),
         EngineConfig(max_step_tokens=settings.max_step_tokens, level=settings.level),
-        make_policy() if adaptive or _may_adapt(settings, decoder) else None,
+        make_policy(policy) if may_adapt else None,
+        cost=load_or_measure(decoder),
     )
-    return Service(engine, tokenizer, _name(settings.model, path), adapter, adaptive)
+    return Service(engine, tokenizer, _name(settings.model, path), adapter, adaptive, policy)
 
 
 def free_memory() -> int:

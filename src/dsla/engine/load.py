@@ -1,0 +1,122 @@
+"""The load as a policy sees it: bytes, waiting prompts, recent latencies, and what a conversion would save whom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+
+from dsla.engine.admission import LevelRules
+from dsla.engine.arena import Arena
+from dsla.engine.decoder import PackedDecoder
+from dsla.engine.pace import Pace
+from dsla.engine.recent import Recent
+from dsla.engine.request import Request
+from dsla.engine.scheduler import Scheduler
+from dsla.engine.signals import RequestSummary, Signals
+
+_SAMPLE = 64
+"""Queued prompts whose time is predicted one by one; that of the others is taken to be alike, by their tokens."""
+
+
+class Load:
+    """Measures the load.
+
+    Args:
+        decoder: the model.
+        arena: the memory.
+        scheduler: the requests.
+        rules: levels of new requests.
+        pace: what steps cost.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        decoder: PackedDecoder,
+        arena: Arena,
+        scheduler: Scheduler,
+        rules: LevelRules,
+        pace: Pace,
+        clock: Callable[[], float],
+    ) -> None:
+        self._decoder, self._arena, self._scheduler, self._rules = decoder, arena, scheduler, rules
+        self._pace, self._clock = pace, clock
+        self._ttft, self._tpot = Recent(), Recent()
+
+    def token(self, request: Request) -> None:
+        """A request has got its next token."""
+        now = self._clock()
+        if request.last_token_at is None:
+            self._ttft.add(now, now - request.accepted_at)
+        else:
+            self._tpot.add(now, now - request.last_token_at)
+        request.last_token_at = now
+
+    def signals(self) -> Signals:
+        """The load now."""
+        now = self._clock()
+        return Signals(
+            budget_bytes=self._arena.budget_bytes,
+            kv_bytes=self._arena.kv_bytes,
+            state_bytes=self._arena.state_bytes,
+            wanted_bytes=self._scheduler.wanted_units(self._scheduler.plan()) * self._arena.page_bytes,
+            new_level=self._rules.new_level,
+            max_level=len(self._decoder.order),
+            cached_bytes=self._arena.kept_bytes,
+            queue_length=len(self._scheduler.waiting),
+            waiting_tokens=sum(request.prompt_left for request in self._open()),
+            waiting_seconds=self._waiting_seconds(),
+            ttft_seconds=self._ttft.quantile(now),
+            tpot_seconds=self._tpot.quantile(now),
+            new_fast_level=self._rules.new_fast_level,
+        )
+
+    def summaries(self) -> list[RequestSummary]:
+        """The running requests."""
+        decoding = max(sum(request.pending == 1 for request in self._scheduler.running.values()), 1)
+        return [self._summary(request, decoding) for request in self._scheduler.running.values()]
+
+    def _open(self) -> list[Request]:
+        return [*self._scheduler.running.values(), *self._scheduler.waiting]
+
+    def _waiting_seconds(self) -> float | None:
+        cost = self._pace.cost
+        if cost is None:
+            return None
+        reading = [request for request in self._open() if request.prompt_left]
+        seconds, tokens = 0.0, 0
+        for request in islice(reading, _SAMPLE):
+            level = request.level
+            kept = self._decoder.n_layers - level
+            seconds += cost.prompt_seconds(
+                request.prompt_left, request.computed, kept, level, self._scheduler.max_step_tokens
+            )
+            tokens += request.prompt_left
+        rest = sum(request.prompt_left for request in reading[_SAMPLE:])
+        return seconds * (1 + rest / tokens if tokens else 1) * self._pace.ratio
+
+    def _summary(self, request: Request, decoding: int) -> RequestSummary:
+        prompt_pages, slot = self._arena.page_count(len(request.prompt)), self._arena.slot_units
+        kept = self._decoder.n_layers - request.level
+        page_bytes, cost, ratio = self._arena.page_bytes, self._pace.cost, self._pace.ratio
+        saved_now = 0
+        if request.computed and request.memory is not None and request.level < len(self._decoder.order):
+            saved_now = request.memory.fold_gain(self._decoder.order[request.level])
+        return RequestSummary(
+            id=request.id,
+            level=request.level,
+            max_level=request.level if request.replaying else request.ceiling,
+            computed_tokens=request.computed,
+            saving_per_layer=saved_now * page_bytes,
+            prompt_bytes=(kept * prompt_pages + request.level * slot) * page_bytes,
+            prompt_saving_per_layer=(prompt_pages - slot) * page_bytes,
+            prompt_tokens_left=request.prompt_left,
+            new_tokens_left=max(min(request.max_tokens - len(request.output), self._scheduler.reserve_tokens), 1),
+            decode_saving_per_layer=(
+                0.0 if cost is None else cost.decode_saving_per_layer(request.computed, decoding) * ratio
+            ),
+            prefill_saving_per_layer=(
+                0.0 if cost is None else cost.prefill_saving_per_layer(request.prompt_left, request.computed) * ratio
+            ),
+            fold_seconds_per_layer=0.0 if cost is None else cost.fold_seconds(request.computed) * ratio,
+        )
