@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import random
+import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,28 +44,48 @@ class Schedule:
             reserve_tokens=self.rng.choice([0, 4, 256]),
             cache_bytes=self.rng.choice([None, None, 0, 20_000]),
             park_bytes=self.rng.choice([0, 30_000, 1 << 30]),
+            max_events=1_000_000,
         )
         self.asked: dict[str, tuple[list[int], SamplingParams]] = {}
-        self.counts: dict[str, int] = {}
+        self.counts: Counter[str] = Counter()
+        self.number = 0
 
     def run(self) -> None:
-        engine, rng, offered = self.engine, self.rng, 0
-        steps = 0
-        while offered < self.offers or engine.has_work:
+        """Offers all requests and runs them to their ends."""
+        offered, steps = 0, 0
+        while offered < self.offers or self.engine.has_work:
             steps += 1
             assert steps < 3000, "the engine does not come to an end"
-            if offered < self.offers and rng.random() < 0.4:
-                offered += 1
-                self._offer(f"r{offered}")
-            if rng.random() < self.by_hand:
-                engine.set_level(rng.choice([None, None, 0, 1, 2, 3]))
-            if self.asked and rng.random() < 0.03:
-                engine.cancel(rng.choice(list(self.asked)))
-            running = [r for r in engine._requests.values() if r.status is Status.RUNNING]
-            if running and rng.random() < self.preempts:
-                engine._preempt(rng.choice(running), 0.0)
-            engine.step()
-        self._check()
+            offered += self._step(offered < self.offers)
+        self._finish()
+
+    def soak(self, seconds: float) -> None:
+        """Offers requests for so long, checks and forgets those that have ended, and runs the rest to their ends."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self._step(len(self.engine._requests) < 20)
+            if len(self.engine.final) > 50:
+                self._check()
+        while self.engine.has_work:
+            self._step(False)
+        self._finish()
+
+    def _step(self, offering: bool) -> bool:
+        """One step, and what happens before it by chance; whether a request was offered."""
+        engine, rng = self.engine, self.rng
+        offered = offering and rng.random() < 0.4
+        if offered:
+            self.number += 1
+            self._offer(f"r{self.number}")
+        if rng.random() < self.by_hand:
+            engine.set_level(rng.choice([None, None, 0, 1, 2, 3]))
+        if self.asked and rng.random() < 0.03:
+            engine.cancel(rng.choice(list(self.asked)))
+        running = [r for r in engine._requests.values() if r.status is Status.RUNNING]
+        if running and rng.random() < self.preempts:
+            engine._preempt(rng.choice(running), 0.0)
+        engine.step()
+        return offered
 
     def _offer(self, name: str) -> None:
         rng = self.rng
@@ -98,16 +120,26 @@ class Schedule:
         rng = self.rng
         return state, [Decision(name, rng.randint(0, 3), "chance") for name in names if rng.random() < self.by_policy]
 
-    def _check(self) -> None:
+    def _finish(self) -> None:
         engine = self.engine
         assert engine.arena.free_units == engine.arena.n_units, "live memory is left"
         engine._cache.clear()
         assert engine.arena.unused_units == engine.arena.n_units, "memory is left"
         assert engine.parked_bytes == 0
-        for name, (prompt, params) in self.asked.items():
+        self._check()
+        assert not self.asked
+
+    def _check(self) -> None:
+        """All requests that have ended are as the reference; they are forgotten."""
+        engine = self.engine
+        self.counts.update(happened(engine))
+        engine._log._events.clear()
+        for name in list(engine.final):
+            prompt, params = self.asked.pop(name)
             assert engine.final[name].finish_reason in ("length", "abort")
             assert_as_reference(engine, name, prompt, params)
-        self.counts = happened(engine)
+            for known in (engine.final, engine.outputs, engine.logits):
+                known.pop(name, None)
 
 
 def happened(engine: RecordingEngine) -> dict[str, int]:

@@ -11,7 +11,6 @@ import pytest
 
 from tests.engine.schedules import Schedule
 
-RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "schedules.json"
 EVERYTHING = {"finished", "cancelled", "conversions", "parked", "replayed", "forked", "prefix hits"}
 
 
@@ -33,5 +32,23 @@ def test_ten_thousand_random_schedules() -> None:
         schedule.run()
         counts.update(schedule.counts)
     assert set(+counts) >= EVERYTHING
-    if "SCHEDULES_OUT" in os.environ:
-        Path(os.environ["SCHEDULES_OUT"]).write_text(json.dumps({"schedules": 10_000, **counts}, indent=2) + "\n")
+    report("schedules", {"schedules": 10_000, **counts})
+
+
+@pytest.mark.slow
+def test_soak() -> None:
+    """Half an hour, or `SOAK_SECONDS`, of random everything on engines that go on all the time."""
+    seconds, counts = float(os.environ.get("SOAK_SECONDS", 1800)), Counter[str]()
+    for seed in range(4):
+        schedule = Schedule(seed)
+        schedule.preempts, schedule.by_hand, schedule.by_policy = 0.05, 0.02, 0.02
+        schedule.soak(seconds / 4)
+        counts.update(schedule.counts)
+    assert set(+counts) >= EVERYTHING
+    report("soak", {"seconds": seconds, **counts})
+
+
+def report(name: str, result: dict[str, float]) -> None:
+    """Writes what was run to the folder `RESULTS_OUT` names, if it does."""
+    if "RESULTS_OUT" in os.environ:
+        (Path(os.environ["RESULTS_OUT"]) / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")

@@ -12,6 +12,7 @@ from dsla.cli.sizes import format_bytes, parse_bytes
 from dsla.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dsla.engine import EngineConfig
     from dsla.server.build import Service
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -39,6 +40,16 @@ def serve(
     ] = None,
     page_tokens: Annotated[int, typer.Option(help="Tokens of a KV page.", min=1)] = 16,
     max_step_tokens: Annotated[int, typer.Option(help="Tokens of one step, at most.", min=2)] = 512,
+    max_step_seconds: Annotated[
+        float, typer.Option(help="Time of one step, at most: prompts are read in chunks that keep to it.", min=0.001)
+    ] = 0.25,
+    cache: Annotated[
+        str | None,
+        typer.Option(help="Bytes of finished requests kept for those that begin alike; 0: none. Default: all free."),
+    ] = None,
+    park: Annotated[
+        str, typer.Option(help="Memory beside --memory for requests that must wait in the middle; 0: they recompute.")
+    ] = "0",
     weights: Annotated[
         str | None, typer.Option(help="bf16, or int4: four bits, in groups of 32. Default: the model's own dtype.")
     ] = None,
@@ -55,6 +66,8 @@ def serve(
 ) -> None:
     """Serve a model with OpenAI's API; its layers are converted while requests run."""
     memory_bytes = parse_bytes(memory, "--memory") if memory is not None else None
+    cache_bytes = parse_bytes(cache, "--cache", 0) if cache is not None else None
+    park_bytes = parse_bytes(park, "--park", 0)
     try:
         from dsla.server.run import bind, server, url
     except ModuleNotFoundError as error:
@@ -75,6 +88,9 @@ def serve(
                 adaptive=adaptive,
                 page_tokens=page_tokens,
                 max_step_tokens=max_step_tokens,
+                max_step_seconds=max_step_seconds,
+                cache_bytes=cache_bytes,
+                park_bytes=park_bytes,
                 weights=weights,
                 threads=threads,
                 slo_ttft=slo_ttft,
@@ -131,9 +147,17 @@ def summary(service: Service) -> list[tuple[str, str]]:
         ("levels", levels),
         ("weights", f"{format_bytes(decoder.nbytes)}{', int4' * decoder.int4}"),
         ("memory", f"{format_bytes(arena.budget_bytes)} for requests: {tokens:,} tokens at level 0"),
+        ("reuse", _reuse(config)),
         (
             "steps",
-            f"{config.max_step_tokens} tokens, {config.max_running} requests, pages of {arena.page_tokens} tokens",
+            f"{config.max_step_seconds:g} s or {config.max_step_tokens} tokens, {config.max_running} requests, "
+            f"pages of {arena.page_tokens} tokens",
         ),
         ("device", f"{decoder.device}, {torch.get_num_threads()} threads, {kernels}"),
     ]
+
+
+def _reuse(config: EngineConfig) -> str:
+    kept = "all free memory" if config.cache_bytes is None else format_bytes(config.cache_bytes)
+    parked = f"; up to {format_bytes(config.park_bytes)} parked" if config.park_bytes else ""
+    return f"{kept if config.cache_bytes != 0 else 'no memory'} for prefixes of earlier requests{parked}"

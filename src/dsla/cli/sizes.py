@@ -14,20 +14,21 @@ _UNITS = {"": 1, "B": 1} | {
 _SPELLINGS = {unit.lower(): factor for unit, factor in _UNITS.items()}
 
 
-def parse_bytes(text: str, name: str) -> int:
+def parse_bytes(text: str, name: str, least: int = 1) -> int:
     """Bytes of a size such as `512MiB`, `1.5GB` or `4096`.
 
     Args:
         text: number and unit: B, KB (1000), KiB or K (1024), and so on to T.
         name: what is given, for messages.
+        least: bytes, at least.
 
     Raises:
-        ConfigError: not a size above zero.
+        ConfigError: not a size, or a smaller one.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     factor = _SPELLINGS.get(match[2].lower()) if match else None
-    size = int(float(match[1]) * factor) if match and factor else 0
-    if size < 1:
+    size = int(float(match[1]) * factor) if match and factor else -1
+    if size < least:
         raise ConfigError(f"{name}: expected a size such as 512MiB or 2GiB, found {text!r}")
     return size
 

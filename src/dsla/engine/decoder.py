@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsla.engine.arena import Arena
 from dsla.engine.batch import PackedBatch, Split
-from dsla.engine.linears import Int4Linear
+from dsla.engine.linears import Int4Linear, packed_delta
 from dsla.engine.weights import Checkpoint, DecoderWeights, LayerWeights, build_weights
 from dsla.errors import ModelError
 from dsla.families import Family, attention_shape, context_length, family_of
@@ -82,6 +82,10 @@ class PackedDecoder:
         self.softmax = SoftmaxMixer(self.shape)
         self.n_layers = len(weights.layers)
         self.dtype, self.device = weights.norm.weight.dtype, weights.norm.weight.device
+        self._deltas = {
+            layer: (packed_delta(mixer.q_delta, self.dtype), packed_delta(mixer.o_delta, self.dtype))
+            for layer, mixer in self.mixers.items()
+        }
         self.max_tokens, self.vocab_size = context_length(config), config.vocab_size
         self.eos_token_ids = end_tokens(config.eos_token_id)
         inv_freq, scale = family.rope(config)
@@ -192,7 +196,8 @@ class PackedDecoder:
         q, k, v = torch.split(weights.qkv(x).view(len(x), -1, dim), [heads, groups, groups], 1)
         if split.any_converted:
             mixer, rows = self.mixers[layer], split.converted_rows
-            q[rows] += mixer.q_delta(x[rows]).view(-1, heads, dim)
+            q_delta, o_delta = self._deltas[layer]
+            q[rows] += q_delta(x[rows]).view(-1, heads, dim)
         q = q if weights.q_norm is None else weights.q_norm(q)
         k = k if weights.k_norm is None else weights.k_norm(k)
         rotated_q, rotated_k = rotate(q, cos, sin), rotate(k, cos, sin)
@@ -205,7 +210,7 @@ class PackedDecoder:
         self._mix(layer, x, q, k, v, y, split, batch, arena)
         y = y.flatten(1)
         out = weights.o(y)
-        out[rows] += mixer.o_delta(y[rows])
+        out[rows] += o_delta(y[rows])
         return out
 
     def _attend(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dsla.mixers.dsla import LowRank
 from dsla.ops.cpu import native
 from dsla.ops.linear import fits, linear_int4, linear_packed, pack, pack_int4, rows
 
@@ -56,6 +58,17 @@ Projection = Linear | PackedLinear | Int4Linear
 Embedding = Linear | PackedLinear
 
 
+@dataclass(frozen=True)
+class LowRankLinear:
+    """A product of two projections, the first to few outputs."""
+
+    down: Projection
+    up: Projection
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.up(self.down(x))
+
+
 def packed(linear: Linear) -> Linear | PackedLinear:
     """`linear` in the form the CPU kernels read fastest; itself where they do not compute on it."""
     if native(linear.weight) is None or not fits(linear.weight):
@@ -68,3 +81,16 @@ def rounded_to_int4(linear: Linear) -> Linear | PackedLinear | Int4Linear:
     if not fits(linear.weight):
         return packed(linear)
     return Int4Linear(pack_int4(linear.weight), linear.bias)
+
+
+def packed_delta(delta: LowRank, dtype: torch.dtype) -> LowRank | LowRankLinear:
+    """A low-rank delta in the form the CPU kernels read fastest; itself where they do not compute on it.
+
+    Args:
+        delta: the delta.
+        dtype: of what it is given.
+    """
+    down, up = delta.down.detach().to(dtype), delta.up.detach().to(dtype)
+    if native(down) is None or not len(down) or not (fits(down) and fits(up)):
+        return delta
+    return LowRankLinear(packed(Linear(down)), packed(Linear(up)))
