@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from dsla.adaptive import PolicyConfig, make_policy
-from dsla.bench.demo import Demo, record, write_record
+from dsla.bench.demo import Demo, record
 from dsla.bench.demo_plot import plot_demo
+from dsla.bench.records import write_record
 from dsla.bench.streams import Need, Stream, load_books
 from dsla.errors import ConfigError
 from tests.engine.tiny import random_prompt, tiny_decoder, tiny_engine

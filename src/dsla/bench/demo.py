@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
-import os
-import platform
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from dsla import __version__
+from dsla.bench.records import origin
 from dsla.bench.streams import Need, Stream
 from dsla.engine import Engine, SamplingParams, StepOutput
 from dsla.server.detokenize import Detokenizer, TokenBytes
-from dsla.storage import write_atomically
 
 _TEMPERATURE, _TOP_P = 0.7, 0.95
 
@@ -223,10 +214,8 @@ def record(demo: Demo, need: Need, model: str) -> dict[str, Any]:
         model: name of the model.
     """
     decoder, arena = demo.engine.decoder, demo.engine.arena
-    packages = ("torch", "transformers")
     return {
-        "date": time.strftime("%Y-%m-%d"),
-        "command": " ".join([Path(sys.argv[0]).name, *map(_without_folders, sys.argv[1:])]),
+        **origin(),
         "settings": {
             "model": model,
             "levels": len(decoder.order),
@@ -239,52 +228,8 @@ def record(demo: Demo, need: Need, model: str) -> dict[str, Any]:
             "max_step_tokens": demo.engine.config.max_step_tokens,
         },
         "need_bytes": asdict(need),
-        "versions": {"dsla": __version__} | {name: importlib.metadata.version(name) for name in packages},
-        "machine": {
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "system": f"{platform.system()} {platform.machine()}",
-            "python": platform.python_version(),
-        },
         "streams": [asdict(result) | {"finished": result.finished} for result in demo.results()],
         "samples": [
             asdict(sample) | {"mean_level": sample.mean_level, "max_level": sample.max_level} for sample in demo.samples
         ],
     }
-
-
-def write_record(data: dict[str, Any], path: Path) -> None:
-    """Writes a record as JSON, atomically: one line per stream and sample.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    parts = []
-    for name, value in data.items():
-        if isinstance(value, list):
-            lines = ",\n".join(f"    {json.dumps(_rounded(item), ensure_ascii=False)}" for item in value)
-            parts.append(f"  {json.dumps(name)}: [\n{lines}\n  ]")
-        else:
-            parts.append(f"  {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}")
-    text = "{\n" + ",\n".join(parts) + "\n}\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def _rounded(item: dict[str, Any]) -> dict[str, Any]:
-    return {name: round(value, 4) if isinstance(value, float) else value for name, value in item.items()}
-
-
-def _without_folders(argument: str) -> str:
-    """An argument as a record shows it: of paths, their last part only."""
-    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
-    return option + equals + (Path(value).name if "/" in value else value)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())

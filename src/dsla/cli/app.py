@@ -12,8 +12,9 @@ from dsla.errors import DslaError
 if TYPE_CHECKING:
     import typer
 
-VERBS = ("fetch", "order", "convert", "refine", "verify", "eval", "generate", "serve", "demo")
-"""Each is a module `dsla.cli.<verb>` with a function of the same name, whose docstring is the verb's help.
+VERBS = ("fetch", "order", "convert", "refine", "verify", "eval", "generate", "serve", "demo", "bench")
+"""Each is a module `dsla.cli.<verb>` with a function of the same name, whose docstring is the verb's help, or with a
+`typer.Typer` of that name, where the verb has several commands.
 
 Their modules import typer and errors at the top, and what is heavy inside the function: `dsla --help` reads every one.
 """
@@ -44,7 +45,11 @@ def build(verbs: Sequence[str] = VERBS) -> "typer.Typer":
         pass
 
     for verb in verbs:
-        app.command(verb)(getattr(import_module(f"dsla.cli.{verb}"), verb))
+        found = getattr(import_module(f"dsla.cli.{verb}"), verb)
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=verb)
+        else:
+            app.command(verb)(found)
     return app
 
 

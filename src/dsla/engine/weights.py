@@ -90,8 +90,12 @@ class DecoderWeights:
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        tensors = {tensor.data_ptr(): tensor for tensor in _tensors(self)}
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        return _nbytes(self)
+
+    @property
+    def bytes_per_step(self) -> int:
+        """Bytes a step reads at least: all but the embedding, of which it reads a row a token, unless it is the head too."""
+        return _nbytes((self.layers, self.norm, self.head))
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -222,6 +226,11 @@ def build_weights(
             "have: take the model's own, unquantised checkpoint and config"
         )
     return weights
+
+
+def _nbytes(part: object) -> int:
+    tensors = {tensor.data_ptr(): tensor for tensor in _tensors(part)}
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _tensors(part: object) -> Iterator[Tensor]:

@@ -37,6 +37,9 @@ class EngineSettings:
         adaptive: whether a policy may change levels; None = where the adapter allows it and no level is fixed.
         page_tokens: tokens of a KV page.
         max_step_tokens: tokens of a step, at most.
+        max_step_seconds: time of a step, at most, as far as there is a choice.
+        cache_bytes: bytes kept for requests that begin as earlier ones did; None = all that is free, 0 = none.
+        park_bytes: memory beside the budget for what requests that must give way remember; 0 = it is computed again.
         weights: `bf16`, or `int4`: projections in four bits, in groups of 32 inputs; None = the model's own dtype.
         threads: threads to compute with; None = the number that is fastest, measured at the first start.
         slo_ttft: objective of the policy for the time to the first token, seconds; None = there is none.
@@ -50,6 +53,9 @@ class EngineSettings:
     adaptive: bool | None = None
     page_tokens: int = 16
     max_step_tokens: int = 512
+    max_step_seconds: float = 0.25
+    cache_bytes: int | None = None
+    park_bytes: int = 0
     weights: str | None = None
     threads: int | None = None
     slo_ttft: float | None = None
@@ -112,7 +118,13 @@ def build_engine(settings: EngineSettings) -> Service:
     engine = Engine(
         decoder,
         decoder.arena(budget, settings.page_tokens),
-        EngineConfig(max_step_tokens=settings.max_step_tokens, level=settings.level),
+        EngineConfig(
+            max_step_tokens=settings.max_step_tokens,
+            max_step_seconds=settings.max_step_seconds,
+            level=settings.level,
+            cache_bytes=settings.cache_bytes,
+            park_bytes=settings.park_bytes,
+        ),
         make_policy(policy) if may_adapt else None,
         cost=load_or_measure(decoder),
     )
