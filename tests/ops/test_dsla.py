@@ -51,7 +51,10 @@ def run_recurrent(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor, start: Tensor 
     slots = torch.arange(batch).flip(0) * 2 + 1
     pool = torch.full((2 * batch + 1, *shape), torch.nan, dtype=q.dtype)
     pool[slots] = torch.zeros(batch, *shape, dtype=q.dtype) if start is None else start.to(q.dtype)
-    steps = [recurrent_dsla(q[:, t], k[:, t], v[:, t], log_g[:, t], pool, slots) for t in range(tokens)]
+    steps = [
+        recurrent_dsla(q[:, t], k[:, t], v[:, t], log_g[:, t], pool, slots, torch.full((batch,), t + 1))
+        for t in range(tokens)
+    ]
     o = torch.stack(steps, 1) if steps else q.new_zeros(batch, 0, shape[0], q.shape[2], shape[3])
     assert pool[::2].isnan().all(), "rows that belong to nobody were written"
     return o, pool[slots]
@@ -177,4 +180,4 @@ def test_wrong_bounds_states_and_gates_are_named() -> None:
     with pytest.raises(ValueError, match="vector log gates must be >= -1.2"):
         chunk_dsla(*inputs[:3], inputs[3] - 2)
     with pytest.raises(ValueError, match="pool must be"):
-        recurrent_dsla(*[x[:, 0] for x in inputs], torch.zeros(3, 2, 2, 6, 4), torch.tensor([0]))
+        recurrent_dsla(*[x[:, 0] for x in inputs], torch.zeros(3, 2, 2, 6, 4), torch.tensor([0]), torch.tensor([1]))
