@@ -83,6 +83,7 @@ def settings(arguments: argparse.Namespace) -> dict[str, tuple[str, dict[str, An
         found[f"transformers, {cache} cache, bf16"] = (
             sys.executable, {"engine": "transformers", "cache": cache, **common},
         )  # fmt: skip
+    found["transformers, continuous batching, bf16"] = (sys.executable, {"engine": "continuous batching", **common})
     if arguments.llama:
         setting = {"engine": "llama.cpp", "gguf": arguments.gguf, "threads": arguments.threads}
         found["llama.cpp, Q4_1"] = (arguments.llama, setting)
@@ -90,17 +91,26 @@ def settings(arguments: argparse.Namespace) -> dict[str, tuple[str, dict[str, An
 
 
 def works(name: str) -> list[dict[str, Any]]:
-    """The tasks of an engine. transformers reads prompts the same way whatever its cache; llama.cpp has one request."""
+    """The tasks of an engine.
+
+    transformers reads prompts the same way whatever its cache; llama.cpp has one request. Of level 0, attention is timed by
+    itself.
+    """
     tasks: list[dict[str, Any]] = []
     if "static" not in name:
         tasks += [{"prefill": tokens} for tokens in PREFILLS]
     tasks += [{"decode": list(decode), "steps": STEPS} for decode in DECODES if "llama" not in name or decode[0] == 1]
+    if "level 0, bf16" in name:
+        tasks.append({"attention": list(DECODES[-1]), "steps": STEPS})
     return tasks
 
 
 def label(task: dict[str, Any]) -> str:
     """What a task is called in the results."""
-    return f"prefill {task['prefill']}" if "prefill" in task else "decode {} x {}".format(*task["decode"])
+    if "prefill" in task:
+        return f"prefill {task['prefill']}"
+    kind = "decode" if "decode" in task else "attention"
+    return "{} {} x {}".format(kind, *task[kind])
 
 
 def main() -> None:
@@ -121,17 +131,17 @@ def main() -> None:
     reads: list[float] = []
     for done in range(arguments.rounds):
         reads.append(bandwidth())
-        for index in range(len(PREFILLS) + len(DECODES)):
+        for kind in [label(task) for task in works("dsla, level 0, bf16")]:
             for name, process in processes.items():
-                tasks = works(name)
-                shift = len(PREFILLS) if "static" in name else 0
-                if 0 <= index - shift < len(tasks):
-                    task = tasks[index - shift]
-                    took = process.ask(task)
-                    # The first steps of a decode also build what later ones reuse.
-                    seconds[name].setdefault(label(task), []).append(statistics.median(took[len(took) // 4 :]))
-                    took_last = seconds[name][label(task)][-1]
-                    print(f"round {done + 1}: {name}: {label(task)}: {took_last:.4f} s", flush=True)  # noqa: T201
+                # The prompts of that one take transformers' engine minutes.
+                if done and "continuous" in name and kind == label({"decode": DECODES[-1]}):
+                    continue
+                for task in works(name):
+                    if label(task) == kind:
+                        took = process.ask(task)
+                        # The first steps of a decode also build what later ones reuse.
+                        seconds[name].setdefault(kind, []).append(statistics.median(took[len(took) // 4 :]))
+                        print(f"round {done + 1}: {name}: {kind}: {seconds[name][kind][-1]:.4f} s", flush=True)  # noqa: T201
         result = {
             "origin": origin(),
             "rounds": done + 1,

@@ -12,6 +12,7 @@ import json
 import random
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -76,6 +77,27 @@ class Dsla:
             seconds.append(time.perf_counter() - begun)
         return seconds
 
+    def attention(self, batch: int, context: int, steps: int) -> list[float]:
+        """Seconds of each step that softmax attention over the caches takes."""
+        mix, seconds = self.decoder.softmax.step, [0.0]
+
+        def timed(*arguments: Any) -> Any:
+            begun = time.perf_counter()
+            y = mix(*arguments)
+            seconds[-1] += time.perf_counter() - begun
+            return y
+
+        self.decoder.softmax.step = timed
+        arena, memories = self._room(batch, context + steps)
+        for pool in arena.pages.values():
+            pool.normal_()
+        for step in range(steps):
+            segments = [self.segment(memory, [step + 1], context + step, True) for memory in memories]
+            self.decoder.forward(self.batch_of(segments, arena.page_tokens), arena)
+            seconds.append(0.0)
+        self.decoder.softmax.step = mix
+        return seconds[:steps]
+
 
 class Transformers:
     """The model in transformers, bf16, sdpa; a cache that grows, or one of fixed length."""
@@ -125,6 +147,54 @@ class Transformers:
         return seconds
 
 
+class ContinuousBatching:
+    """transformers' own engine: continuous batching over a paged cache, bf16, sdpa. Timed by the time stamps of its tokens."""
+
+    def __init__(self, model: str, threads: int) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
+
+        from dsla.convert.load import find_model
+
+        torch.set_num_threads(threads)
+        path, _ = find_model(model)
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
+        generation = GenerationConfig(do_sample=False, eos_token_id=-1, max_new_tokens=1)
+        batching = ContinuousBatchingConfig(
+            max_batch_tokens=CHUNK, num_blocks=9 * 8192 // 256, page_size=256, allow_block_sharing=False
+        )
+        self.manager = self.model.init_continuous_batching(generation, batching)
+        self.manager.start()
+        self._stamps(8, [1])
+
+    def _stamps(self, context: int, new: list[int]) -> tuple[float, list[list[float]]]:
+        """When a run began, and when each request got each of its `new` tokens."""
+        prompts = [[random.randrange(VOCABULARY) for _ in range(context)] for _ in new]
+        begun = time.perf_counter()
+        for prompt, count in zip(prompts, new, strict=True):
+            self.manager.add_request(prompt, max_new_tokens=count, record_timestamps=True)
+        stamps: list[list[float]] = []
+        while len(stamps) < len(new):
+            output = self.manager.get_result(timeout=60)
+            if output is not None and output.is_finished():
+                stamps.append(output.timestamps)
+        return begun, stamps
+
+    def prefill(self, tokens: int) -> float:
+        begun, ((first,),) = self._stamps(tokens, [1])
+        return first - begun
+
+    def decode(self, batch: int, context: int, steps: int) -> list[float]:
+        # Prompts are read one after the other: earlier requests need more tokens to be decoding still with the last one.
+        chunks = -(-context // CHUNK) + 1
+        _, stamps = self._stamps(context, [1 + steps + (batch - 1 - i) * chunks for i in range(batch)])
+        last = max(stamps, key=lambda request: request[0])
+        return [after - before for before, after in pairwise(last)]
+
+    def close(self) -> None:
+        self.manager.stop()
+
+
 class LlamaCpp:
     """The same weights as the GGUF they come from, in llama.cpp with flash attention; one request at a time."""
 
@@ -159,7 +229,12 @@ class LlamaCpp:
         return seconds
 
 
-ENGINES = {"dsla": Dsla, "transformers": Transformers, "llama.cpp": LlamaCpp}
+ENGINES = {
+    "dsla": Dsla,
+    "transformers": Transformers,
+    "continuous batching": ContinuousBatching,
+    "llama.cpp": LlamaCpp,
+}
 
 
 def main() -> None:
@@ -174,8 +249,12 @@ def main() -> None:
         task = json.loads(line)
         if "prefill" in task:
             print(json.dumps([worker.prefill(task["prefill"])]), flush=True)  # noqa: T201
+        elif "attention" in task:
+            print(json.dumps(worker.attention(*task["attention"], task["steps"])), flush=True)  # noqa: T201
         else:
             print(json.dumps(worker.decode(*task["decode"], task["steps"])), flush=True)  # noqa: T201
+    if isinstance(worker, ContinuousBatching):
+        worker.close()
 
 
 if __name__ == "__main__":
