@@ -59,6 +59,13 @@ def test_without_an_adapter_there_is_level_0_only(folders: tuple[str, str]) -> N
     assert service.engine.stats()["max_level"] == 0
 
 
+@pytest.mark.parametrize(("name", "dtype"), [(None, torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_states_in_another_dtype(folders: tuple[str, str], name: str | None, dtype: torch.dtype) -> None:
+    service = build_engine(EngineSettings(*folders, memory_bytes=4 << 20, weights="bf16", state_dtype=name))
+    assert service.engine.arena.slots["states"].dtype is dtype
+    assert dict(summary(service))["adapter"].endswith(", bf16 states") is (name == "bf16")
+
+
 def test_weights_in_another_dtype(folders: tuple[str, str]) -> None:
     service = build_engine(EngineSettings(*folders, memory_bytes=4 << 20, weights="bf16"))
     assert service.engine.decoder.dtype is torch.bfloat16
@@ -102,6 +109,8 @@ def test_threads_are_measured_unless_they_are_given(
         ({"slo_ttft": 1.0, "adaptive": False}, ConfigError, "levels are not adaptive: leave out slo_ttft"),
         ({"slo_ttft": 1.0, "adapter": None}, ConfigError, "the model has no adapter"),
         ({"weights": "int3"}, ConfigError, "weights must be one of bf16, int4, found 'int3'"),
+        ({"state_dtype": "bf16"}, ModelError, "states in bfloat16 do not go with a model in float32"),
+        ({"state_dtype": "fp16"}, ConfigError, "state_dtype must be one of fp32, bf16, found 'fp16'"),
         ({"max_step_tokens": 1}, EngineError, "max_step_tokens must be at least 2"),
         ({"adapter": None, "level": 1}, ConfigError, "it has no adapter"),
         ({"adapter": None, "adaptive": True}, ConfigError, "need an adapter"),

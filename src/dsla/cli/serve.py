@@ -53,6 +53,9 @@ def serve(
     weights: Annotated[
         str | None, typer.Option(help="bf16, or int4: four bits, in groups of 32. Default: the model's own dtype.")
     ] = None,
+    state_dtype: Annotated[
+        str | None, typer.Option(help="fp32, or bf16: states of converted layers take half the bytes. Default: fp32.")
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads to compute with. Default: the fastest number, by measurement.", min=1)
     ] = None,
@@ -92,6 +95,7 @@ def serve(
                 cache_bytes=cache_bytes,
                 park_bytes=park_bytes,
                 weights=weights,
+                state_dtype=state_dtype,
                 threads=threads,
                 slo_ttft=slo_ttft,
                 slo_tpot=slo_tpot,
@@ -129,7 +133,8 @@ def summary(service: Service) -> list[tuple[str, str]]:
         adapter = "none ships with this model: every request gets full attention"
     else:
         size = format_bytes(service.adapter.nbytes)
-        adapter = f"{service.adapter.path.name}, {top} of {decoder.n_layers} layers, {size}"
+        states = ", bf16 states" * (decoder.state_dtype is torch.bfloat16)
+        adapter = f"{service.adapter.path.name}, {top} of {decoder.n_layers} layers, {size}{states}"
     if not top:
         levels = "0 only"
     elif service.adaptive:

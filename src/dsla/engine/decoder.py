@@ -19,6 +19,7 @@ from dsla.families import Family, attention_shape, context_length, family_of
 from dsla.mixers import DslaMixer, SoftmaxMixer, StateSpec
 from dsla.ops import rotate
 from dsla.ops.linear import GROUP, LANES
+from dsla.ops.shapes import state_dtype as computed_in
 
 if TYPE_CHECKING:
     from dsla.convert import Adapter
@@ -52,6 +53,17 @@ def generation_end_tokens(model: Path) -> frozenset[int]:
     return frozenset(tokens)
 
 
+def _checked_state_dtype(asked: torch.dtype | None, model: torch.dtype) -> torch.dtype:
+    computed = computed_in(model)
+    if asked not in (None, computed, *([model] if model is torch.bfloat16 else [])):
+        name, states = (str(dtype).removeprefix("torch.") for dtype in (model, asked))
+        raise ModelError(
+            f"states in {states} do not go with a model in {name}: keep them in {str(computed).removeprefix('torch.')}, "
+            "or serve the model in bfloat16, where they can be float32 or bfloat16"
+        )
+    return asked or computed
+
+
 class PackedDecoder:
     """A model and all its levels. It keeps no request's memory: that lies in an arena made for it.
 
@@ -60,12 +72,17 @@ class PackedDecoder:
         config: the model's Hugging Face config.
         family: its facts, by `family_of`, which refuses configs that are not computed here.
         mixers: layer -> mixer of the layers that can be converted, least sensitive first. Default: none.
+        state_dtype: what the mixers' states are kept in, fp32 or bfloat16. Default: fp32 (fp64 in an fp64 model).
+
+    Raises:
+        ModelError: if states are asked for in a dtype that does not go with the model's.
 
     Attributes:
         shape: sizes of the attention layers.
         n_layers: layers.
         order: layers that can be converted, least sensitive first.
         dtype: of weights and KV cache.
+        state_dtype: of the states of converted layers.
         device: where it computes.
         max_tokens: tokens of prompt and output it was made for.
         vocab_size: width of the logits.
@@ -73,7 +90,12 @@ class PackedDecoder:
     """
 
     def __init__(
-        self, weights: DecoderWeights, config: Any, family: Family, mixers: Mapping[int, DslaMixer] | None = None
+        self,
+        weights: DecoderWeights,
+        config: Any,
+        family: Family,
+        mixers: Mapping[int, DslaMixer] | None = None,
+        state_dtype: torch.dtype | None = None,
     ) -> None:
         self.weights = weights
         self.mixers = dict(mixers or {})
@@ -86,6 +108,7 @@ class PackedDecoder:
             layer: (packed_delta(mixer.q_delta, self.dtype), packed_delta(mixer.o_delta, self.dtype))
             for layer, mixer in self.mixers.items()
         }
+        self.state_dtype = _checked_state_dtype(state_dtype, self.dtype)
         self.max_tokens, self.vocab_size = context_length(config), config.vocab_size
         self.eos_token_ids = end_tokens(config.eos_token_id)
         inv_freq, scale = family.rope(config)
@@ -101,6 +124,7 @@ class PackedDecoder:
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
         int4: bool = False,
+        state_dtype: torch.dtype | None = None,
     ) -> PackedDecoder:
         """Reads a model folder.
 
@@ -110,10 +134,11 @@ class PackedDecoder:
             dtype: of the weights. Default: the config's.
             device: where they go.
             int4: round the projections and the head to four bits, in groups of 32 inputs; the rest is bf16.
+            state_dtype: what the states of converted layers are kept in. Default: fp32 (fp64 in an fp64 model).
 
         Raises:
-            ModelError: if int4 is asked for beside another dtype than bf16, the folder is no model of a supported family,
-                or a tensor is missing or misshapen.
+            ModelError: if int4 or bf16 states are asked for beside another dtype than bf16, the folder is no model of a
+                supported family, or a tensor is missing or misshapen.
         """
         from dsla.convert import read_config  # imports transformers, which a built decoder does without
 
@@ -123,7 +148,7 @@ class PackedDecoder:
         if int4 and dtype is not torch.bfloat16:
             raise ModelError(f"int4 weights go with bf16 for the rest, found {dtype}: ask for bf16")
         weights = build_weights(Checkpoint(model), config, family, dtype, device, int4)
-        decoder = cls(weights, config, family, adapter.mixers if adapter else None)
+        decoder = cls(weights, config, family, adapter.mixers if adapter else None, state_dtype)
         if int4 and not decoder.int4:
             raise ModelError(
                 f"int4 weights need projections of multiples of {LANES} outputs and {GROUP} inputs: serve {model.name} in bf16"
@@ -144,7 +169,7 @@ class PackedDecoder:
     @property
     def slot_spec(self) -> StateSpec | None:
         """Memory of a converted layer; None if no layer can be converted."""
-        return self.mixers[self.order[0]].state_spec(self.dtype) if self.order else None
+        return self.mixers[self.order[0]].state_spec(self.dtype, self.state_dtype) if self.order else None
 
     @property
     def foldable(self) -> bool:

@@ -39,6 +39,7 @@ def facts_of(decoder: PackedDecoder) -> dict[str, Any]:
         "kernels": _sources() if kernels else None,
         "dtype": str(decoder.dtype),
         "int4": decoder.int4,
+        "states": str(decoder.state_dtype),
         "shape": asdict(decoder.shape),
         "layers": decoder.n_layers,
         "converted": len(decoder.order),

@@ -16,6 +16,7 @@ from dsla.mixers.gates import Gates
 from dsla.mixers.mixing import Mixing
 from dsla.ops import chunk_dsla, fold_kv, gathered, recurrent_dsla, window_attention
 from dsla.ops.cpu import MAX_DIM, MAX_NEAR, MAX_STATES, DslaWeights, PageTable, native
+from dsla.ops.rounding import rounded
 from dsla.ops.shapes import state_dtype
 
 
@@ -36,7 +37,8 @@ class DslaMixer(nn.Module):
 
     The host computes q, k and v with the teacher's projections, adds `q_delta(x)` to q before the rotation, and `o_delta(y)`
     to the projected output. Keys and values reach the mixer in the cache's dtype, so that folding a cache gives the very
-    states a live run would have had. States, features, gates and mixing weights are fp32 (fp64 in an fp64 model).
+    states a live run would have had. States, features, gates and mixing weights are fp32 (fp64 in an fp64 model); states can
+    be kept in bfloat16 between calls (`dsla.ops.rounding`).
 
     Args:
         config: the mixer's settings.
@@ -69,16 +71,21 @@ class DslaMixer(nn.Module):
         """Indices of all its states, for `states_off`."""
         return frozenset(range(self.config.n_states))
 
-    def state_spec(self, dtype: torch.dtype) -> StateSpec:
-        """Memory of one request; `dtype` is the KV cache's, which window and sinks share."""
+    def state_spec(self, dtype: torch.dtype, states: torch.dtype | None = None) -> StateSpec:
+        """Memory of one request.
+
+        Args:
+            dtype: the KV cache's, which window and sinks share.
+            states: what states are kept in. Default: what they are computed in, fp32 (fp64 for fp64).
+        """
         config, groups, dim = self.config, self.shape.n_kv_heads, self.shape.head_dim
         columns = dim + (config.normalizer != "none")
         window = TensorSpec((config.window, groups, dim), dtype)
         sinks = TensorSpec((config.sinks, groups, dim), dtype)
-        states = TensorSpec((config.n_states, groups, self.width, columns), state_dtype(dtype))
+        kept = TensorSpec((config.n_states, groups, self.width, columns), states or state_dtype(dtype))
         return StateSpec(
             per_token={},
-            fixed={"states": states, "window_k": window, "window_v": window, "sinks_k": sinks, "sinks_v": sinks},
+            fixed={"states": kept, "window_k": window, "window_v": window, "sinks_k": sinks, "sinks_v": sinks},
         )
 
     def prefill(
@@ -119,7 +126,7 @@ class DslaMixer(nn.Module):
 
         ring = (lengths.view(-1, 1) + tokens - window + torch.arange(window, device=q.device)) % max(window, 1)
         new = {
-            "states": states,
+            "states": rounded(states, memory["states"].dtype, lengths + tokens),
             "window_k": _put(memory["window_k"], ring, k_near[:, tokens:]),
             "window_v": _put(memory["window_v"], ring, v_near[:, tokens:]),
             "sinks_k": sinks_k,
@@ -161,7 +168,13 @@ class DslaMixer(nn.Module):
             x.unsqueeze(1), k_out.unsqueeze(1), v_out.unsqueeze(1), (lengths - window).unsqueeze(1)
         )
         reads = recurrent_dsla(
-            self.features_q(q), features.squeeze(1), values.squeeze(1), log_g.squeeze(1), pool["states"], slots
+            self.features_q(q),
+            features.squeeze(1),
+            values.squeeze(1),
+            log_g.squeeze(1),
+            pool["states"],
+            slots,
+            lengths + 1,
         )
         local = self._attend_near(q, pool, slots, lengths) if self.config.attends_locally else None
         local = None if local is None else (local[0].unsqueeze(1), local[1].unsqueeze(1))
@@ -202,7 +215,7 @@ class DslaMixer(nn.Module):
             v: its cached values `[T, G, D]`.
 
         Returns:
-            Name -> `[1, *spec]`.
+            Name -> `[1, *spec]`, states in what they are computed in.
 
         Raises:
             ConfigError: if the mixer's gates read more than a cache keeps.

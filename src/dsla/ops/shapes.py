@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype states are kept in: fp32, or fp64 for fp64 inputs."""
+    """The dtype states are computed in: fp32, or fp64 for fp64 inputs."""
     return torch.promote_types(dtype, torch.float32)
 
 

@@ -20,6 +20,9 @@ from dsla.errors import ConfigError
 WEIGHTS = ("bf16", "int4")
 """Forms of the weights a user can ask for."""
 
+STATES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""Dtypes of states a user can ask for."""
+
 _MEMORY_SHARE = 0.5
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -41,6 +44,7 @@ class EngineSettings:
         cache_bytes: bytes kept for requests that begin as earlier ones did; None = all that is free, 0 = none.
         park_bytes: memory beside the budget for what requests that must give way remember; 0 = it is computed again.
         weights: `bf16`, or `int4`: projections in four bits, in groups of 32 inputs; None = the model's own dtype.
+        state_dtype: what the states of converted layers are kept in, `fp32`, or `bf16` beside a bf16 model; None = fp32.
         threads: threads to compute with; None = the number that is fastest, measured at the first start.
         slo_ttft: objective of the policy for the time to the first token, seconds; None = there is none.
         slo_tpot: objective of the policy for the time from one token of a request to its next, likewise.
@@ -57,6 +61,7 @@ class EngineSettings:
     cache_bytes: int | None = None
     park_bytes: int = 0
     weights: str | None = None
+    state_dtype: str | None = None
     threads: int | None = None
     slo_ttft: float | None = None
     slo_tpot: float | None = None
@@ -103,7 +108,8 @@ def build_engine(settings: EngineSettings) -> Service:
     tokenizer = load_tokenizer(path)
     dtype = torch.bfloat16 if settings.weights else config.dtype or torch.float32
     adapter = find_adapter(path, config, settings.adapter, dtype)
-    decoder = PackedDecoder.load(path, adapter, dtype, int4=settings.weights == "int4")
+    states = STATES[settings.state_dtype] if settings.state_dtype else None
+    decoder = PackedDecoder.load(path, adapter, dtype, int4=settings.weights == "int4", state_dtype=states)
     if settings.threads is None:
         torch.set_num_threads(best_threads(decoder))
     adaptive = _adaptive(settings, decoder)
@@ -161,6 +167,8 @@ def _check(settings: EngineSettings) -> None:
             raise ConfigError(f"{name} must be at least 1, found {value}")
     if settings.weights not in (None, *WEIGHTS):
         raise ConfigError(f"weights must be one of {', '.join(WEIGHTS)}, found {settings.weights!r}")
+    if settings.state_dtype not in (None, *STATES):
+        raise ConfigError(f"state_dtype must be one of {', '.join(STATES)}, found {settings.state_dtype!r}")
     if settings.level is not None and settings.level < 0:
         raise ConfigError(f"level must be at least 0, found {settings.level}")
     if settings.level is not None and settings.adaptive:

@@ -27,8 +27,8 @@ _ROWS = [_pointer, _long] * 3
 _SIGNATURES = {
     "dsla_attend_decode": [*[_int] * 5, *_ROWS, _pointer, _pointer, _long, _int, _pointer, _pointer, _pointer],
     "dsla_attend_prefill": [*[_int] * 5, *_ROWS, _pointer, _pointer, _long, _int, _pointer, _long, _pointer],
-    "dsla_step": [*[_int] * 8, _float, _float, *[_pointer] * 6, *_ROWS, *[_pointer] * 5],
-    "dsla_prefill": [_int, _long, *[_int] * 6, _float, _float, *[_pointer] * 6, *_ROWS, _pointer, _long, _pointer],
+    "dsla_step": [*[_int] * 8, _float, _float, *[_pointer] * 6, *_ROWS, *[_pointer] * 4, _int, _pointer],
+    "dsla_prefill": [_int, _long, *[_int] * 6, _float, _float, *[_pointer] * 6, *_ROWS, _pointer, _long, _int, _pointer],
     "dsla_fold": [
         _int, _long, *[_int] * 6, _float, _float, *[_pointer] * 6, _pointer, _pointer, _long, _int, _pointer, _pointer,
     ],
@@ -161,7 +161,7 @@ class Kernels:
             q: `[N, H, D]`, as `k` and `v` with contiguous heads.
             k: `[N, G, D]`.
             v: `[N, G, D]`.
-            pool: the requests' memory, changed in place.
+            pool: the requests' memory, changed in place; states are fp32 or bfloat16.
             slots: row of each request, `[N]` int64.
             lengths: tokens seen before, `[N]` int64.
             weights: of the mixer.
@@ -174,7 +174,7 @@ class Kernels:
         addresses = torch.tensor([part.data_ptr() for part in pools])
         self._step(
             torch.get_num_threads(), *_sizes(q, k, pools), *weights.arguments, *_rows(q, k, v), addresses.data_ptr(),
-            row_bytes.data_ptr(), slots.data_ptr(), lengths.data_ptr(), y.data_ptr(),
+            row_bytes.data_ptr(), slots.data_ptr(), lengths.data_ptr(), _narrow(pools), y.data_ptr(),
         )  # fmt: skip
         return y
 
@@ -186,7 +186,7 @@ class Kernels:
         addresses = torch.tensor([part.data_ptr() + slot * part.stride(0) * part.element_size() for part in pools])
         self._extend(
             torch.get_num_threads(), *_sizes(q, k, pools), *weights.arguments, *_rows(q, k, v), addresses.data_ptr(),
-            prior, y.data_ptr(),
+            prior, _narrow(pools), y.data_ptr(),
         )  # fmt: skip
         return y
 
@@ -205,7 +205,7 @@ class Kernels:
             pages: `k` and `v`, `[n_units, page_tokens, G, D]`.
             table: the request's pages.
             tokens: tokens cached.
-            memory: of one request, `[1, ...]`, contiguous and zero.
+            memory: of one request, `[1, ...]`, contiguous and zero; states are fp32.
             n_heads: query heads.
             weights: of the mixer.
         """
@@ -262,6 +262,11 @@ class Kernels:
 def _sizes(q: Tensor, k: Tensor, pools: Sequence[Tensor]) -> tuple[int, ...]:
     """Tokens or requests, heads, KV heads, head dim, states, window, sinks."""
     return (*q.shape[:2], *k.shape[1:], pools[0].shape[1], pools[1].shape[1], pools[3].shape[1])
+
+
+def _narrow(pools: Sequence[Tensor]) -> int:
+    """Whether states are kept as bfloat16; else they are fp32."""
+    return int(pools[0].dtype is torch.bfloat16)
 
 
 def _rows(*parts: Tensor) -> list[int]:

@@ -1,8 +1,8 @@
 // The dual-state mixer's parameters, memory, and what a single token needs of them.
 //
 // Settings: hedgehog features, one normaliser shared with window and sinks, scalar gates read from the key, weights of the
-// states per head and query. Parameters are fp32. States are fp32 [S, G, F, D + 1], the last column holding the sum of
-// weights; window [W, G, D] (token t at row t mod W) and sinks [C, G, D] are bfloat16.
+// states per head and query. Parameters are fp32. States [S, G, F, D + 1], the last column holding the sum of weights, are
+// float or bfloat16 (uint16_t); window [W, G, D] (token t at row t mod W) and sinks [C, G, D] are bfloat16.
 #pragma once
 
 #include <algorithm>
@@ -30,24 +30,49 @@ struct Layer {
 };
 
 struct Slot {
-    float* states;
+    char* states;
     uint16_t *window_k, *window_v, *sinks_k, *sinks_v;
 };
 
+// Reads of states, and writes to them. What is kept as bfloat16 is rounded up where the bits that are cut off exceed a
+// threshold that differs by element and position: a token adds less to a sum over thousands of them than rounding to the
+// nearest would ever keep. The thresholds are those of `ops/rounding.py`; `dither` holds them in its upper halves.
+constexpr uint32_t ELEMENT_STEP = 0xc13fa9a9u, POSITION_STEP = 0x91e10da5u;
+
+inline uint32_t dither(int64_t position, int64_t element) {
+    return uint32_t(position) * POSITION_STEP + uint32_t(element) * ELEMENT_STEP;
+}
+
+inline vu dithers(int64_t position, int64_t element) {
+    vu lanes;
+    for (int i = 0; i < LANES; i++) lanes[i] = dither(position, element + i);
+    return lanes;
+}
+
+inline vf get(const float* from) { return load<vf>(from); }
+inline vf get(const uint16_t* from) { return widen(from); }
+inline float get_one(const float* from) { return *from; }
+inline float get_one(const uint16_t* from) { return widen(*from); }
+inline void put(float* to, vf x, vu) { store(to, x); }
+inline void put(uint16_t* to, vf x, vu dither) { store(to, upper_halves((vu)x + (dither >> 16))); }
+inline void put_one(float* to, float x, uint32_t) { *to = x; }
+inline void put_one(uint16_t* to, float x, uint32_t dither) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    *to = uint16_t((bits + (dither >> 16)) >> 16);
+}
+
 // softmax([x W, -x W]) of one head; W [D, D].
 inline void features(const uint16_t* x, const float* map, int dim, float* out) {
-    std::fill_n(out, dim, 0.0f);
-    for (int d = 0; d < dim; d += 4) {
-        const float a = widen(x[d]), b = widen(x[d + 1]), c = widen(x[d + 2]), e = widen(x[d + 3]);
-        const float* row = map + d * dim;
-        for (int f = 0; f < dim; f += LANES) {
-            vf sum = load<vf>(out + f);
-            sum += a * load<vf>(row + f);
-            sum += b * load<vf>(row + dim + f);
-            sum += c * load<vf>(row + 2 * dim + f);
-            sum += e * load<vf>(row + 3 * dim + f);
-            store(out + f, sum);
-        }
+    for (int f = 0; f < dim; f += 2 * LANES) {
+        vf sums[4][2] = {};
+        for (int d = 0; d < dim; d += 4)
+            for (int i = 0; i < 4; i++) {
+                const float a = widen(x[d + i]);
+                const float* row = map + (d + i) * dim + f;
+                for (int e = 0; e < 2; e++) sums[i][e] += a * load<vf>(row + e * LANES);
+            }
+        for (int e = 0; e < 2; e++) store(out + f + e * LANES, (sums[0][e] + sums[1][e]) + (sums[2][e] + sums[3][e]));
     }
     vf top = {};
     for (int f = 0; f < dim; f += LANES) {
@@ -76,11 +101,31 @@ inline float log_gate(const Layer& p, int s, int g, const uint16_t* key) {
     return std::max((std::min(x, 0.0f) - std::log1p(std::exp(-std::fabs(x)))) / p.temperature, p.floor);
 }
 
-// What the reads of state s count for in head h.
-inline float factor(const Layer& p, int s, int h, const uint16_t* query) {
-    float x = p.mix_bias[h * p.states + s];
-    for (int d = 0; d < p.dim; d++) x += widen(query[d]) * p.mix[(h * p.dim + d) * p.states + s];
-    return std::exp(std::clamp(x, -MAX_LOG_WEIGHT, MAX_LOG_WEIGHT));
+// Each of the first 16 / S lanes S times.
+template <int S>
+inline vf repeated(vf v) {
+    return __builtin_shufflevector(v, v, 0, 1 / S, 2 / S, 3 / S, 4 / S, 5 / S, 6 / S, 7 / S, 8 / S, 9 / S, 10 / S, 11 / S,
+                                   12 / S, 13 / S, 14 / S, 15 / S);
+}
+
+template <int S>
+inline void factors_of(const float* mix, const float* bias, const float* query, int dim, float* out) {
+    vf total = {};
+    for (int e = 0; e < dim * S; e += LANES) total += load<vf>(mix + e) * repeated<S>(load<vf>(query + e / S));
+    total += swap_8(total);
+    if (S <= 4) total += swap_4(total);
+    if (S <= 2) total += swap_2(total);
+    if (S == 1) total[0] += total[1];
+    for (int s = 0; s < S; s++) out[s] = std::exp(std::clamp(bias[s] + total[s], -MAX_LOG_WEIGHT, MAX_LOG_WEIGHT));
+}
+
+// What the reads of each state count for in head h; there are 1, 2, 4 or 8 states.
+inline void factors(const Layer& p, int h, const uint16_t* query, float* out) {
+    float wide[MAX_DIM + LANES];
+    for (int d = 0; d < p.dim; d += LANES) store(wide + d, widen(query + d));
+    store(wide + p.dim, vf{});
+    const auto run = p.states == 1 ? factors_of<1> : p.states == 2 ? factors_of<2> : p.states == 4 ? factors_of<4> : factors_of<8>;
+    run(p.mix + int64_t(h) * p.dim * p.states, p.mix_bias + h * p.states, wide, p.dim, out);
 }
 
 // Shares of window and sinks (of `count` keys, weights total e^top) and of the states (weights `far`), the latter over `far`.

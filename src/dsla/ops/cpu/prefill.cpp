@@ -61,9 +61,12 @@ struct Prompt {
         }
     }
 
-    // The states of one KV head at the start of every chunk; leaves the last in `state`.
-    void scan(int s, int g, float* state) {
-        std::vector<float> scaled(width * CHUNK);
+    // One state of one KV head at the start of every chunk; leaves the last at `kept`, `position` tokens from the first.
+    template <typename T>
+    void scan(int s, int g, T* kept, int64_t position) {
+        std::vector<float> scaled(width * CHUNK), whole(state_size);
+        float* state = whole.data();
+        for (int64_t i = 0; i < state_size; i++) state[i] = get_one(kept + i);
         for (int64_t c = 0; c < chunks; c++) {
             std::memcpy(start(c, s, g), state, state_size * 4);
             const float *k = chunk_keys(c, g), *sums = chunk_cum(c, s, g);
@@ -91,6 +94,8 @@ struct Prompt {
                         for (int e = 0; e < 2; e++) store(state + (f + i) * columns + d + e * LANES, acc[i][e]);
                 }
         }
+        const int64_t element = (int64_t(s) * p.groups + g) * state_size;
+        for (int64_t i = 0; i < state_size; i++) put_one(kept + i, state[i], dither(position, element + i));
     }
 };
 
@@ -110,7 +115,9 @@ struct Workspace {
         const int width = prompt.width, dim = p.dim;
         for (int t = 0; t < CHUNK; t++) {
             dsla::features(q + t * dim, p.q_map + int64_t(h) * dim * dim, dim, features + t * width);
-            for (int s = 0; s < p.states; s++) factors[s][t] = factor(p, s, h, q + t * dim);
+            float factor[MAX_STATES];
+            dsla::factors(p, h, q + t * dim, factor);
+            for (int s = 0; s < p.states; s++) factors[s][t] = factor[s];
         }
         const float* keys = prompt.chunk_keys(c, g);
         for (int t = 0; t < CHUNK; t += TILE) {
@@ -216,14 +223,14 @@ struct Workspace {
 extern "C" {
 
 // q [T, H, D], k and v [T, G, D] with given row strides (elements), y [T, H, D]; the request's memory (five parts, in place)
-// holds `prior` tokens.
+// holds `prior` tokens; states are bfloat16 if `narrow_states`, else float.
 void dsla_prefill(int threads, int64_t tokens, int heads, int groups, int dim, int states, int window, int sinks,
                   float temperature, float floor, const float* q_map, const float* k_map, const float* gate,
                   const float* gate_bias, const float* mix, const float* mix_bias, const uint16_t* q, int64_t q_stride,
                   const uint16_t* k, int64_t k_stride, const uint16_t* v, int64_t v_stride, char* const* parts,
-                  int64_t prior, uint16_t* y) {
+                  int64_t prior, int narrow_states, uint16_t* y) {
     const Layer p{heads, groups, dim, states, window, sinks, temperature, floor, q_map, k_map, gate, gate_bias, mix, mix_bias};
-    const Slot slot{reinterpret_cast<float*>(parts[0]), reinterpret_cast<uint16_t*>(parts[1]),
+    const Slot slot{parts[0], reinterpret_cast<uint16_t*>(parts[1]),
                     reinterpret_cast<uint16_t*>(parts[2]), reinterpret_cast<uint16_t*>(parts[3]),
                     reinterpret_cast<uint16_t*>(parts[4])};
     const int row = groups * dim, shared = heads / groups, pairs = dim / 2;
@@ -251,8 +258,14 @@ void dsla_prefill(int threads, int64_t tokens, int heads, int groups, int dim, i
 #pragma omp for schedule(dynamic, 1)
         for (int64_t c = 0; c < prompt.chunks; c++) prompt.enter(c, prior);
 #pragma omp for schedule(dynamic, 1)
-        for (int item = 0; item < states * groups; item++)
-            prompt.scan(item / groups, item % groups, slot.states + item * prompt.state_size);
+        for (int item = 0; item < states * groups; item++) {
+            const int s = item / groups, g = item % groups;
+            const int64_t first = item * prompt.state_size;
+            if (narrow_states)
+                prompt.scan(s, g, reinterpret_cast<uint16_t*>(slot.states) + first, prior + tokens);
+            else
+                prompt.scan(s, g, reinterpret_cast<float*>(slot.states) + first, prior + tokens);
+        }
         Workspace* w = new Workspace;
         w->packed_k.resize(padded * pairs);
         w->packed_v.resize(padded * pairs);

@@ -15,6 +15,7 @@ typedef int32_t vi __attribute__((vector_size(64)));
 typedef uint32_t vu __attribute__((vector_size(64)));
 
 typedef uint16_t vh __attribute__((vector_size(64)));
+typedef uint16_t vh16 __attribute__((vector_size(32)));
 
 constexpr int LANES = 16;
 
@@ -70,9 +71,19 @@ inline uint16_t narrow(float x) {
 }
 
 inline vf widen(const uint16_t* from) {
-    vu bits;
-    for (int i = 0; i < LANES; i++) bits[i] = uint32_t(from[i]) << 16;
-    return (vf)bits;
+#if defined(__AVX512BF16__)
+    return (vf)((vu)_mm512_cvtepu16_epi32(load<__m256i>(from)) << 16);
+#else
+    return (vf)(__builtin_convertvector(load<vh16>(from), vu) << 16);
+#endif
+}
+
+inline vh16 upper_halves(vu x) {
+#if defined(__AVX512BF16__)
+    return (vh16)_mm512_cvtepi32_epi16((__m512i)(x >> 16));
+#else
+    return __builtin_convertvector(x >> 16, vh16);
+#endif
 }
 
 inline void narrow(uint16_t* to, vf x) {
