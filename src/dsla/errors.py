@@ -37,6 +37,10 @@ class EngineError(DslaError):
     """The engine cannot do what was asked."""
 
 
+class BusyError(EngineError):
+    """Too many requests wait: try again later."""
+
+
 class RequestError(DslaError):
     """A request is wrong.
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dsla.engine import EngineConfig, SamplingParams
-from dsla.errors import EngineError, RequestError
+from dsla.errors import BusyError, EngineError, RequestError
 from dsla.mixers import DslaConfig
 from tests.engine.tiny import ORDER, assert_as_reference, random_prompt, tiny_decoder, tiny_engine
 
@@ -161,6 +161,7 @@ def test_nan_fails_one_request_and_names_it() -> None:
     engine.run()
     assert engine.final["b"].finish_reason == "error"
     assert "request 'b': logits are not finite" in engine.final["b"].error
+    assert f"what layer {ORDER[0]} remembers is the first that is not finite" in engine.final["b"].error
     assert engine.final["c"].finish_reason == "length"
     assert_as_reference(engine, "c", PROMPTS["c"])
     assert engine.arena.free_units == engine.arena.n_units
@@ -233,3 +234,26 @@ def test_decoder_says_what_it_is() -> None:
     assert decoder.order == ORDER
     assert decoder.foldable
     assert decoder.eos_token_ids == {60}
+
+
+def test_full_queue_refuses_and_goes_on() -> None:
+    engine = tiny_engine(max_running=1, max_waiting=2)
+    for name in ("b", "c"):
+        engine.add_request(PROMPTS[name], GREEDY, request_id=name)
+    with pytest.raises(BusyError, match="2 requests wait already"):
+        engine.add_request(PROMPTS["d"], GREEDY)
+    engine.step()
+    engine.add_request(PROMPTS["d"], GREEDY, request_id="d")
+    engine.run()
+    for name in ("b", "c", "d"):
+        assert_as_reference(engine, name, PROMPTS[name])
+
+
+@pytest.mark.parametrize(("units", "level", "least"), [(3, None, 4), (20, 2, 22)])
+def test_budget_that_holds_no_request_is_refused_with_the_least_that_does(
+    units: int, level: int | None, least: int
+) -> None:
+    page = tiny_engine().arena.page_bytes
+    with pytest.raises(EngineError, match=f"give at least {least * page:,}"):
+        tiny_engine(units=units, level=level)
+    tiny_engine(units=least, level=level)

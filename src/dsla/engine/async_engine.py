@@ -91,6 +91,7 @@ class AsyncEngine:
 
         Raises:
             RequestError: if an argument is wrong or the request exceeds the model's context.
+            BusyError: if too many requests wait.
             EngineError: if the engine has stopped, or the memory budget could never hold the request.
         """
         if not self.healthy:

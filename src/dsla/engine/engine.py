@@ -26,7 +26,7 @@ from dsla.engine.sampler import Choice, choose
 from dsla.engine.sampling import SamplingParams
 from dsla.engine.scheduler import Chunk, Scheduler
 from dsla.engine.signals import Policy
-from dsla.errors import EngineError
+from dsla.errors import BusyError, EngineError
 
 FIRST_SNAPSHOT = 512
 """Tokens of a prompt after which states are kept for others for the first time; then after twice as many, and so on."""
@@ -39,6 +39,7 @@ class EngineConfig:
     Attributes:
         max_step_tokens: tokens one step computes, at most; at least 2.
         max_step_seconds: time a step should take, at most; None = no bound. Half of it may go to conversions.
+        max_waiting: requests that wait, at most; more are refused.
         max_running: requests that run at once, at most. Lowered to `max_step_tokens - 1`: each takes a token of every
             step, and prompts need some too.
         open_ended_tokens: `max_tokens` of requests that state none, at most.
@@ -52,6 +53,7 @@ class EngineConfig:
 
     max_step_tokens: int = 512
     max_step_seconds: float | None = None
+    max_waiting: int = 4096
     max_running: int = 64
     open_ended_tokens: int = 1024
     reserve_tokens: int = 256
@@ -61,7 +63,14 @@ class EngineConfig:
     max_events: int = 1000
 
     def __post_init__(self) -> None:
-        least = {"max_step_tokens": 2, "max_running": 1, "open_ended_tokens": 1, "reserve_tokens": 0, "cache_bytes": 0}
+        least = {
+            "max_step_tokens": 2,
+            "max_waiting": 1,
+            "max_running": 1,
+            "open_ended_tokens": 1,
+            "reserve_tokens": 0,
+            "cache_bytes": 0,
+        }
         for name, low in {**least, "park_bytes": 0}.items():
             if getattr(self, name) is not None and getattr(self, name) < low:
                 raise EngineError(f"{name} must be at least {low}, found {getattr(self, name)}")
@@ -108,6 +117,12 @@ class Engine:
         self._cache = PrefixCache(arena, self.config.cache_bytes)
         rules = LevelRules(None, decoder.foldable)
         self._admission = Admission(decoder, arena, self._scheduler, self._cache, rules, self._pace, self._log)
+        least = self._least_units()
+        if least > arena.n_units:
+            raise EngineError(
+                f"the memory budget of {arena.budget_bytes:,} bytes holds no request at all: give at least "
+                f"{least * arena.page_bytes:,}, or allow another level"
+            )
         self._load = Load(decoder, arena, self._scheduler, rules, self._pace, clock)
         self._levels = LevelControl(
             decoder, arena, self._scheduler, self._admission, rules, self._log, policy, self.config.level, self._fail,
@@ -136,6 +151,7 @@ class Engine:
         sibling_of: str | None = None,
     ) -> Request:
         """Builds a request without adding it; may be called from any thread. Arguments and errors as `add_request`."""
+        self._refuse_if_full()
         levels = level_bounds(quality, min_level, max_level, self._levels.max_level)
         request = build_request(prompt, params, request_id, levels, self.decoder, self.config.open_ended_tokens)
         request.sibling_of = sibling_of
@@ -178,6 +194,7 @@ class Engine:
 
         Raises:
             RequestError: if an argument is wrong or the request exceeds the model's context.
+            BusyError: if too many requests wait.
             EngineError: if the id is taken, or the memory budget could never hold the request.
         """
         request = self.check_request(
@@ -190,8 +207,10 @@ class Engine:
         """Accepts a request that `check_request` built.
 
         Raises:
+            BusyError: if too many requests wait.
             EngineError: if its id is taken, or it is no sibling of the open request it names.
         """
+        self._refuse_if_full()
         if request.id in self._requests:
             raise EngineError(f"a request {request.id!r} is open already: choose another id")
         leader = self._requests.get(request.sibling_of) if request.sibling_of is not None else None
@@ -294,6 +313,16 @@ class Engine:
             ],
             **self._log.summary(now),
         }
+
+    def _refuse_if_full(self) -> None:
+        if len(self._scheduler.waiting) >= self.config.max_waiting:
+            raise BusyError(f"{self.config.max_waiting} requests wait already: try again later")
+
+    def _least_units(self) -> int:
+        """Units that the shortest of all requests takes at a level it may have."""
+        level, n_layers = self.config.level, self.decoder.n_layers
+        levels = range(len(self.decoder.order) + 1) if level is None else [min(level, len(self.decoder.order))]
+        return min(n_layers - level + level * self.arena.slot_units for level in levels)
 
     def _compute(self, chunks: list[Chunk], now: float) -> None:
         segments = []

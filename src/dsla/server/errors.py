@@ -23,6 +23,10 @@ _MAX_NAME = 64
 _LEVEL_FIELDS = ("quality", "max_level", "min_level")
 
 
+RETRY_SECONDS = 1
+"""After how long a request that was refused for lack of room may be sent again."""
+
+
 class ApiError(Exception):
     """An answer that is an error.
 
@@ -51,7 +55,8 @@ class ApiError(Exception):
 
     def response(self) -> JSONResponse:
         """The answer."""
-        return JSONResponse(self.body(), self.status)
+        headers = {"Retry-After": str(RETRY_SECONDS)} if self.status == 429 else None
+        return JSONResponse(self.body(), self.status, headers)
 
 
 def check_model(asked: str, served: str) -> None:
@@ -68,6 +73,11 @@ def check_model(asked: str, served: str) -> None:
 def unavailable() -> ApiError:
     """The answer where the engine has stopped."""
     return ApiError(503, "The engine has stopped; the server must be restarted. See its log.", code="engine_stopped")
+
+
+def busy() -> ApiError:
+    """The answer where too many requests wait."""
+    return ApiError(429, "Too many requests wait; try again later", code="overloaded")
 
 
 def internal_error() -> ApiError:

@@ -14,9 +14,9 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from dsla.engine import StepOutput, TokenLogprobs
-from dsla.errors import EngineError
+from dsla.errors import BusyError, EngineError
 from dsla.server.detokenize import Detokenizer, TokenBytes
-from dsla.server.errors import ApiError, internal_error, unavailable
+from dsla.server.errors import ApiError, busy, internal_error, unavailable
 from dsla.server.responses import DslaInfo, FinishReason
 from dsla.server.stop import StopStrings
 
@@ -115,6 +115,8 @@ async def text_pieces(
             if text:
                 yield piece(out, text, None, out.completion_tokens)
         raise internal_error()
+    except BusyError as error:
+        raise busy() from error
     except EngineError as error:
         raise unavailable() from error
     finally:

@@ -9,10 +9,10 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from dsla.engine import AsyncEngine, SamplingParams, StepOutput, derive_seed
-from dsla.errors import EngineError
+from dsla.errors import BusyError, EngineError
 from dsla.server.chunks import AnswerWriter
 from dsla.server.detokenize import TokenBytes
-from dsla.server.errors import ApiError, check_model, unavailable
+from dsla.server.errors import ApiError, busy, check_model, unavailable
 from dsla.server.generation import merged, text_pieces, unless_disconnected
 from dsla.server.logprobs import LogprobWriter
 from dsla.server.prompts import PromptReader
@@ -84,6 +84,8 @@ def openai_routes(
                 )
                 for answer, each in enumerate(params)
             ]
+        except BusyError as error:
+            raise busy() from error
         except EngineError as error:
             if not engine.healthy:
                 raise unavailable() from error
