@@ -96,12 +96,17 @@ class ConvertedAttention(nn.Module):
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
+        cache: Cache | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        """As the teacher's attention: `[B, T, hidden]` in and out; the mask is causal by construction and not read."""
+        """As the teacher's attention: `[B, T, hidden]` in and out; the mask is causal by construction and not read.
+
+        The cache comes as `cache` from transformers 5.24 on, and as `past_key_values` before.
+        """
         q, k, v = project(self, hidden_states, position_embeddings)
-        cached = None if past_key_values is None else self._cache_layer(past_key_values)
+        cache = past_key_values if cache is None else cache
+        cached = None if cache is None else self._cache_layer(cache)
         memory = cached.memory if cached else None
         lengths = torch.full((len(q),), cached.length if cached else 0, device=q.device)
         y, memory = self.mixer.prefill(hidden_states, q, k, v, memory, lengths)

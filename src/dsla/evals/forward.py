@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,9 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 def hidden_states(model: Any, rows: Tensor, cache: Any = None) -> Tensor:
     """Final hidden states `[B, T, hidden]` of the tokens `[B, T]`, which the cache, if there is one, keeps."""
     decoder = model.get_decoder()
-    out: Tensor = decoder(input_ids=rows, past_key_values=cache, use_cache=cache is not None).last_hidden_state
+    # transformers 5.24 renamed the argument.
+    name = "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
+    out: Tensor = decoder(input_ids=rows, use_cache=cache is not None, **{name: cache}).last_hidden_state
     return out
 
 
