@@ -126,7 +126,7 @@ def test_a_small_budget_makes_streams_wait_and_all_finish() -> None:
     assert all(result.finished for result in demo.results())
 
 
-def test_a_stream_that_fails_is_told_apart() -> None:
+def test_a_stream_that_fails_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     streams = tiny_streams()
     demo = tiny_demo(streams, tiny_need(streams).at_level_0)
     forward = demo.engine.decoder.forward
@@ -135,7 +135,7 @@ def test_a_stream_that_fails_is_told_apart() -> None:
         logits: torch.Tensor = forward(batch, arena)  # type: ignore[arg-type]
         return torch.cat([logits[:-1], torch.full_like(logits[-1:], torch.nan)])
 
-    demo.engine.decoder.forward = broken  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(demo.engine.decoder, "forward", broken)
     list(demo.run())
     failed = [result for result in demo.results() if not result.finished]
     assert failed and all(result.finish_reason == "error" and result.error for result in failed)
