@@ -21,13 +21,17 @@ from record import RESULTS, digest, origin
 
 from dsla.bench.crossover import STEPS, Room
 from dsla.bench.roofline import read_bandwidth
-from dsla.engine import Engine, EngineConfig, PackedDecoder, SamplingParams
+from dsla.engine import Engine, EngineConfig, PackedDecoder, SamplingParams, StepOutput
+from dsla.engine.cost import CostModel
+from dsla.engine.measure import load_or_measure
 from dsla.server.build import EngineSettings, build_engine
 from dsla.storage import write_json
 
 SMALL = 16 << 20
 LEVELS = (0, 23)
 CONVERTED = 15
+STEP_SECONDS = 0.25
+TURN, ANSWER = 64, 24
 HOLDERS = 4
 BATCH = 8
 WARM_UP = 2
@@ -43,15 +47,33 @@ class Measured:
         budget_bytes: of its memory.
         level: of all requests.
         step_tokens: tokens of a step, at most.
+        cache: whether ended requests are kept for those that begin alike.
+        step_seconds: time of a step, at most; None = no bound.
+        cost: what steps take, with such a bound.
     """
 
-    def __init__(self, decoder: PackedDecoder, budget_bytes: int, level: int, step_tokens: int) -> None:
-        config = EngineConfig(max_step_tokens=step_tokens, level=level, cache_bytes=0)
-        self.engine = Engine(decoder, decoder.arena(budget_bytes), config)
+    def __init__(
+        self,
+        decoder: PackedDecoder,
+        budget_bytes: int,
+        level: int,
+        step_tokens: int,
+        *,
+        cache: bool = False,
+        step_seconds: float | None = None,
+        cost: CostModel | None = None,
+    ) -> None:
+        config = EngineConfig(
+            max_step_tokens=step_tokens,
+            level=level,
+            cache_bytes=None if cache else 0,
+            max_step_seconds=step_seconds,
+        )
+        self.engine = Engine(decoder, decoder.arena(budget_bytes), config, cost=cost)
 
-    def add(self, prompt: Sequence[int], max_tokens: int) -> None:
-        """Adds a request that writes `max_tokens` tokens, whatever they are."""
-        self.engine.add_request(prompt, SamplingParams(max_tokens, temperature=0.0, ignore_eos=True))
+    def add(self, prompt: Sequence[int], max_tokens: int) -> str:
+        """Adds a request that writes `max_tokens` tokens, whatever they are; its id."""
+        return self.engine.add_request(prompt, SamplingParams(max_tokens, temperature=0.0, ignore_eos=True))
 
     def step(self) -> float:
         """Seconds of a step."""
@@ -125,16 +147,19 @@ def equal_bytes(decoder: PackedDecoder, tokens: int, rounds: int) -> dict[str, A
 
 
 def conversion(decoder: PackedDecoder, tokens: int, rounds: int) -> dict[str, Any]:
-    """Layers of a live request converted, against the prefill of its prompt at level 0."""
+    """Layers of a live request converted in bounded steps, against the prefill of its prompt at level 0."""
     write = 4 * STEPS
     probe = decoder.arena(SMALL)
     units = decoder.n_layers * probe.page_count(tokens + write) + 2 * probe.slot_units
-    prefills, folds, longest = [], [], []
+    cost = load_or_measure(decoder)
+    room = Room(decoder, 0, 1, tokens)
+    prefills, folds, longest, counts = [], [], [], []
     (prompt,) = prompts(decoder, 1, tokens)
     for _ in range(rounds):
-        run = Measured(decoder, units * probe.page_bytes, 0, 512)
+        prefills.append(room.prefill([tokens])[0])
+        run = Measured(decoder, units * probe.page_bytes, 0, 512, step_seconds=STEP_SECONDS, cost=cost)
         run.add(prompt, write)
-        prefills.append(run.read_all())
+        run.read_all()
         plain = [run.step() for _ in range(STEPS)][WARM_UP:]
         run.engine.set_level(CONVERTED)
         steps = []
@@ -142,14 +167,59 @@ def conversion(decoder: PackedDecoder, tokens: int, rounds: int) -> dict[str, An
             steps.append(run.step())
         folds.append(sum(steps) - len(steps) * statistics.median(plain))
         longest.append(max(steps))
+        counts.append(len(steps))
         run.close()
     return {
         "layers": CONVERTED,
+        "step_bound_seconds": STEP_SECONDS,
         "prefill_seconds": prefills,
         "conversion_seconds": folds,
+        "conversion_steps": counts,
         "longest_step_seconds": longest,
         "share": statistics.median(f / p for f, p in zip(folds, prefills, strict=True)),
     }
+
+
+def second_turn(decoder: PackedDecoder, tokens: int, rounds: int) -> dict[str, Any]:
+    """Time to the first token of a second turn, which begins with the first one and its answer, against a cold start."""
+    first = tokens - TURN - ANSWER
+    found: dict[str, Any] = {"new_tokens": TURN, "levels": {}}
+    probe = decoder.arena(SMALL)
+    slots = (len(decoder.order) + 1) * probe.slot_units
+    units = 3 * (decoder.n_layers * probe.page_count(tokens + ANSWER) + slots)
+    for level in sorted({*LEVELS, len(decoder.order)}):
+        cold, warm, computed = [], [], []
+        for turn in range(rounds):
+            run = Measured(decoder, units * probe.page_bytes, level, 512, cache=True)
+            prompt, new = prompts(decoder, 1, first)[0], prompts(decoder, 1, TURN + turn)[0]
+            cold.append(_first_token(run, prompt, 1)[0])
+            name = run.add(prompt, ANSWER)
+            answer = [token for out in _until_idle(run) if out.request_id == name for token in out.tokens]
+            seconds, cached = _first_token(run, prompt + answer + new, 1)
+            warm.append(seconds)
+            computed.append(first + len(answer) + len(new) - cached)
+        found["levels"][level] = {
+            "cold_seconds": cold,
+            "second_turn_seconds": warm,
+            "computed_tokens": computed,
+            "share": statistics.median(w / c for w, c in zip(warm, cold, strict=True)),
+        }
+    return found | {"worst_share": max(each["share"] for each in found["levels"].values())}
+
+
+def _first_token(run: Measured, prompt: list[int], max_tokens: int) -> tuple[float, int]:
+    """Seconds until a request that is alone has its first token, and how many tokens of its prompt were found."""
+    name = run.add(prompt, max_tokens)
+    begun = time.perf_counter()
+    (out,) = [out for out in _until_idle(run) if out.request_id == name]
+    return time.perf_counter() - begun, out.cached_tokens
+
+
+def _until_idle(run: Measured) -> list[StepOutput]:
+    outputs = []
+    while run.engine.has_work:
+        outputs += run.engine.step()
+    return outputs
 
 
 def against_level_0(decoder: PackedDecoder, tokens: int, rounds: int) -> dict[str, Any]:
@@ -202,12 +272,15 @@ def main() -> None:
         "read_bandwidth": [read_bandwidth()],
     }
     for name, part in (
-        ("conversion", conversion), ("against_level_0", against_level_0), ("equal_bytes", equal_bytes)
-    ):  # fmt: skip
+        ("conversion", conversion),
+        ("against_level_0", against_level_0),
+        ("second_turn", second_turn),
+        ("equal_bytes", equal_bytes),
+    ):
         begun = time.perf_counter()
         result[name] = part(decoder, tokens, rounds)
         result["read_bandwidth"].append(read_bandwidth())
-        ratios = {k: round(v, 3) for k, v in result[name].items() if k.endswith("ratio") or k == "share"}
+        ratios = {k: round(v, 3) for k, v in result[name].items() if k.endswith(("ratio", "share"))}
         print(f"{name}: {ratios} in {time.perf_counter() - begun:.0f} s", flush=True)  # noqa: T201
         write_json(arguments.out, result)
 

@@ -19,6 +19,7 @@ def bars(monkeypatch: pytest.MonkeyPatch) -> Any:
     module = importlib.import_module("engine_bars")
     monkeypatch.setattr(module, "LEVELS", (0, 3))
     monkeypatch.setattr(module, "CONVERTED", 2)
+    monkeypatch.setattr(module, "load_or_measure", lambda decoder: None)
     return module
 
 
@@ -37,6 +38,15 @@ def test_conversion_is_timed_beside_prefill(bars: Any) -> None:
     assert found["layers"] == 2
     assert len(found["prefill_seconds"]) == len(found["conversion_seconds"]) == 2
     assert all(longest > 0 for longest in found["longest_step_seconds"])
+    assert all(steps >= 1 for steps in found["conversion_steps"])
+
+
+def test_second_turns_compute_what_is_new(bars: Any) -> None:
+    found = bars.second_turn(tiny_decoder(), 400, 2)
+    assert set(found["levels"]) == {0, 3}
+    for level in found["levels"].values():
+        assert all(computed <= bars.TURN + 3 for computed in level["computed_tokens"])
+        assert len(level["cold_seconds"]) == len(level["second_turn_seconds"]) == 2
 
 
 def test_levels_are_timed_against_level_0(bars: Any) -> None:

@@ -122,10 +122,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="engines whose name holds this")
+    parser.add_argument("--without", default=None, help="leave out engines whose name holds this")
     parser.add_argument("--out", type=Path, default=RESULTS / "peers.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     chosen = {name: s for name, s in settings(arguments).items() if arguments.only in name}
+    if arguments.without:
+        chosen = {name: setting for name, setting in chosen.items() if arguments.without not in name}
     processes = {name: Process(*setting) for name, setting in chosen.items()}
     seconds: dict[str, dict[str, list[float]]] = {name: {} for name in chosen}
     reads: list[float] = []

@@ -52,7 +52,7 @@ struct Partial {
     }
 };
 
-const vi LANE_NUMBERS = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+const int32_t LANE_NUMBERS[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 constexpr int MAX_SHARED = 8;  // query heads of a group that are computed at once
 
 // Where the keys and values of the first KV head of consecutive tokens lie; the last row is repeated beyond the end.
@@ -90,7 +90,7 @@ void weigh_rows(const uint16_t* const* keys, int count, int shift, int any_dim, 
     const int dim = D ? D : any_dim;
     for (int r = 0; r < R; r++) {
         vf dots[LANES];
-#pragma GCC unroll 16
+        UNROLL
         for (int j = 0; j < LANES; j++) {
             fetch<R * LANES>(ahead, r * LANES + j, dim);
             dots[j] = vf{};
@@ -98,7 +98,7 @@ void weigh_rows(const uint16_t* const* keys, int count, int shift, int any_dim, 
                 dots[j] = dot_pairs(dots[j], load<vu>(q + r * dim + d), load<vu>(keys[j] + shift + d));
         }
         vf scores = sums(dots) * scale;
-        if (count < LANES) scores = LANE_NUMBERS < count ? scores : splat(-INFINITY);
+        if (count < LANES) scores = select(load<vi>(LANE_NUMBERS) < count, scores, splat(-INFINITY));
         const float highest = maximum(scores);
         if (highest > out[r].top) out[r].rescale(highest, dim);
         const vf exps = exponential(scores - out[r].top);
@@ -114,18 +114,24 @@ void add_rows(const uint16_t* const* values, int shift, int any_dim, const uint1
     const int dim = D ? D : any_dim;
     for (int d = 0; d < dim; d += 32) {
         vf acc[R][2];
+        UNROLL
         for (int r = 0; r < R; r++)
+            UNROLL
             for (int c = 0; c < 2; c++) acc[r][c] = load<vf>(out[r].y + d + c * LANES);
         for (int i = 0; i < LANES; i += 2) {
             vu pairs[2];
             fetch<LANES / 2>(ahead + d * LANES, i / 2, 32);
             interleave(load<vh>(values[i] + shift + d), load<vh>(values[i + 1] + shift + d), pairs);
+            UNROLL
             for (int r = 0; r < R; r++) {
                 const vu weight = splat(load<uint32_t>(weights + r * LANES + i));
+                UNROLL
                 for (int c = 0; c < 2; c++) acc[r][c] = dot_pairs(acc[r][c], weight, pairs[c]);
             }
         }
+        UNROLL
         for (int r = 0; r < R; r++)
+            UNROLL
             for (int c = 0; c < 2; c++) store(out[r].y + d + c * LANES, acc[r][c]);
     }
 }
@@ -162,9 +168,9 @@ void attend_rows(const Rows& rows, int first, int count, int groups, int per_gro
 constexpr int BLOCK_ROWS = 48;  // query rows of a work item
 
 struct Workspace {
-    uint16_t q[BLOCK_ROWS * MAX_DIM];
+    alignas(4) Element q[BLOCK_ROWS * MAX_DIM];
     float scores[ROWS * BLOCK_KEYS];
-    alignas(4) uint16_t weights[ROWS * BLOCK_KEYS];
+    alignas(4) Element weights[ROWS * BLOCK_KEYS];
     float y[BLOCK_ROWS * MAX_DIM];
     float top[BLOCK_ROWS], total[BLOCK_ROWS];
 };
@@ -231,15 +237,15 @@ void dsla_attend_prefill(int threads, int tokens, int heads, int groups, int dim
                          char* v_pages, int64_t page_bytes, int page_tokens, const int64_t* table, int64_t prior,
                          uint16_t* y) {
     const Pages pages{k_pages, v_pages, page_bytes, page_tokens, groups, dim};
-    const int per_group = heads / groups, pairs = dim / 2;
+    const int per_group = heads / groups, cells = dim / PAIRED;
     const int64_t length = prior + tokens, padded = (length + 63) / 64 * 64;
     const float scale = 1.0f / std::sqrt(float(dim));
     for (int t = 0; t < tokens; t++) {
         std::memcpy(pages.key(table, prior + t), k + t * k_stride, groups * dim * 2);
         std::memcpy(pages.value(table, prior + t), v + t * v_stride, groups * dim * 2);
     }
-    // Both packed forms of a group take padded * D / 2 words.
-    std::vector<uint32_t> packed_k(groups * padded * pairs), packed_v(groups * padded * pairs);
+    // Both packed forms of a group take as many cells.
+    std::vector<Cell> packed_k(groups * padded * cells), packed_v(groups * padded * cells);
     const int64_t blocks = padded / LANES, rows = int64_t(tokens) * per_group;
     const int64_t row_blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
 #pragma omp parallel num_threads(threads)
@@ -251,8 +257,8 @@ void dsla_attend_prefill(int threads, int tokens, int heads, int groups, int dim
                 if (token >= length) break;
                 const uint16_t *key = pages.key(table, token), *value = pages.value(table, token);
                 for (int g = 0; g < groups; g++)
-                    pack_token(key + g * dim, value + g * dim, dim, token, packed_k.data() + g * padded * pairs,
-                               packed_v.data() + g * padded * pairs);
+                    pack_token(key + g * dim, value + g * dim, dim, token, packed_k.data() + g * padded * cells,
+                               packed_v.data() + g * padded * cells);
             }
         }
         Workspace* w = new Workspace;
@@ -265,8 +271,7 @@ void dsla_attend_prefill(int threads, int tokens, int heads, int groups, int dim
             const int tiles = (count + ROWS - 1) / ROWS;
             for (int i = 0; i < tiles * ROWS; i++) {
                 const int64_t from = row + std::min(i, count - 1);
-                std::memcpy(w->q + i * dim, q + from / per_group * q_stride + (g * per_group + from % per_group) * dim,
-                            dim * 2);
+                put_row(w->q + i * dim, q + from / per_group * q_stride + (g * per_group + from % per_group) * dim, dim);
                 w->top[i] = -INFINITY;
                 w->total[i] = 0;
             }
@@ -277,7 +282,7 @@ void dsla_attend_prefill(int threads, int tokens, int heads, int groups, int dim
                 for (int tile = 0; tile < tiles; tile++) {
                     const int first = tile * ROWS;
                     for (int c = 0; c < width; c += 64)
-                        score_tile(w->q + first * dim, dim, packed_k.data() + (g * padded + key + c) * pairs, dim, scale,
+                        score_tile(w->q + first * dim, packed_k.data() + (g * padded + key + c) * cells, dim, scale,
                                    w->scores + c);
                     float keep[ROWS];
                     for (int i = 0; i < ROWS; i++) {
@@ -292,13 +297,13 @@ void dsla_attend_prefill(int threads, int tokens, int heads, int groups, int dim
                         for (int c = 0; c < width; c += LANES) {
                             vf exps = exponential(load<vf>(scores + c) - top);
                             total += exps;
-                            narrow(w->weights + i * BLOCK_KEYS + c, exps);
+                            put_elements(w->weights + i * BLOCK_KEYS + c, exps);
                         }
                         keep[i] = std::exp(w->top[first + i] - top);
                         w->top[first + i] = top;
                         w->total[first + i] = w->total[first + i] * keep[i] + sum(total);
                     }
-                    const uint32_t* values = packed_v.data() + (g * padded + key) * pairs;
+                    const Cell* values = packed_v.data() + (g * padded + key) * cells;
                     add_values(w->weights, values, dim, width, keep, w->y + first * dim);
                 }
             }

@@ -1,6 +1,7 @@
 // Products with a weight matrix, packed into panels of 16 outputs: bfloat16 or int4 weights, bfloat16 rows, sums in fp32.
 
 #include <algorithm>
+#include <climits>
 #include <vector>
 
 #include "vec.h"
@@ -9,8 +10,8 @@ using namespace dsla;
 
 namespace {
 
-constexpr int MAX_ROWS = 8;  // rows of x a tile holds
-constexpr int WIDE = 3;      // panels of a wide tile
+constexpr int MAX_ROWS = WIDE_REGISTERS ? 8 : 4;  // rows of x a tile holds
+constexpr int WIDE = WIDE_REGISTERS ? 3 : 1;      // panels of a wide tile
 
 // A panel of bfloat16 weights: 16 outputs, K inputs by pairs, [K / 2][16][2].
 // y[M][16] = x [M, K] w^T
@@ -19,29 +20,37 @@ void tile(const uint16_t* x, const uint32_t* panel, int64_t k, vf* y) {
     constexpr int CHAINS = M >= 4 ? 1 : 4;  // sums of each output: enough to hide the latency of one
     vf acc[M][CHAINS] = {};
     for (int64_t pair = 0; pair < k / 2; pair += CHAINS)
+        UNROLL
         for (int c = 0; c < CHAINS; c++) {
             const vu weights = load<vu>(panel + (pair + c) * LANES);
+            UNROLL
             for (int m = 0; m < M; m++)
                 acc[m][c] = dot_pairs(acc[m][c], splat(load<uint32_t>(x + m * k + 2 * (pair + c))), weights);
         }
+    UNROLL
     for (int m = 0; m < M; m++) {
         y[m] = acc[m][0];
         for (int c = 1; c < CHAINS; c++) y[m] += acc[m][c];
     }
 }
 
-// The same for 8 rows and 3 panels, y[3][8][16]: a load serves more products.
+// The same for MAX_ROWS rows and WIDE panels, y[WIDE][MAX_ROWS][16]: a load serves more products.
 void wide_tile(const uint16_t* x, const uint32_t* panels, int64_t k, vf (*y)[MAX_ROWS]) {
     vf acc[WIDE][MAX_ROWS] = {};
     for (int64_t pair = 0; pair < k / 2; pair++) {
         vu weights[WIDE];
+        UNROLL
         for (int p = 0; p < WIDE; p++) weights[p] = load<vu>(panels + p * k / 2 * LANES + pair * LANES);
+        UNROLL
         for (int m = 0; m < MAX_ROWS; m++) {
             const vu pairs = splat(load<uint32_t>(x + m * k + 2 * pair));
+            UNROLL
             for (int p = 0; p < WIDE; p++) acc[p][m] = dot_pairs(acc[p][m], pairs, weights[p]);
         }
     }
+    UNROLL
     for (int p = 0; p < WIDE; p++)
+        UNROLL
         for (int m = 0; m < MAX_ROWS; m++) y[p][m] = acc[p][m];
 }
 
@@ -56,20 +65,31 @@ constexpr int GROUP_WORDS = 5 * LANES;
 // y[M][16] = x [M, K] w^T; `totals` [M, K / 32] are the sums of x by group.
 template <int M>
 void tile_int4(const uint16_t* x, const float* totals, const uint32_t* panel, int64_t k, vf* y) {
+    constexpr int CHAINS = M == 1 ? 4 : M == 2 ? 2 : 1;
+    UNROLL
     for (int m = 0; m < M; m++) y[m] = vf{};
     for (int64_t g = 0; g < k / GROUP; g++, panel += GROUP_WORDS) {
-        vf acc[M] = {};
+        vf acc[M][CHAINS] = {};
         for (int c = 0; c < 4; c++) {
             const vu words = load<vu>(panel + c * LANES);
+            UNROLL
             for (int i = 0; i < 4; i++) {
                 const vu weights = (words >> (4 * i) & 0x000f000fu) | 0x43004300u;
-                for (int m = 0; m < M; m++)
-                    acc[m] = dot_pairs(acc[m], splat(load<uint32_t>(x + m * k + g * GROUP + c * 8 + 2 * i)), weights);
+                UNROLL
+                for (int m = 0; m < M; m++) {
+                    const vu inputs = splat(load<uint32_t>(x + m * k + g * GROUP + c * 8 + 2 * i));
+                    acc[m][i % CHAINS] = dot_pairs(acc[m][i % CHAINS], inputs, weights);
+                }
             }
         }
         const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + 4 * LANES);
         const vf scale = widen(scales), offset = widen(scales + LANES) - 128.0f * scale;
-        for (int m = 0; m < M; m++) y[m] += scale * acc[m] + offset * totals[m * (k / GROUP) + g];
+        UNROLL
+        for (int m = 0; m < M; m++) {
+            UNROLL
+            for (int c = 1; c < CHAINS; c++) acc[m][0] += acc[m][c];
+            y[m] += scale * acc[m][0] + offset * totals[m * (k / GROUP) + g];
+        }
     }
 }
 
@@ -81,6 +101,77 @@ void put(const vf* y, int rows, const uint16_t* bias, int64_t first, int64_t n_o
     for (int m = 0; m < rows; m++) narrow(out + m * n_out + first, y[m] + add);
 }
 
+// Where bfloat16 products take several instructions, many rows are worth unpacking them and the weights once.
+constexpr int MANY = WIDE_REGISTERS ? INT_MAX : 12;
+constexpr int FLOAT_ROWS = 6;
+
+constexpr int64_t DEPTH = 256;  // inputs that are taken at once: their weights stay in the first cache
+
+// y[M][16] += x [M, depth] w [depth, 16], rows of x `k` apart
+template <int M>
+void float_tile(const float* x, int64_t k, const float* w, int64_t depth, vf* y) {
+    vf acc[M];
+    UNROLL
+    for (int m = 0; m < M; m++) acc[m] = y[m];
+    for (int64_t i = 0; i < depth; i++) {
+        const vf weights = load<vf>(w + i * LANES);
+        UNROLL
+        for (int m = 0; m < M; m++) acc[m] += x[m * k + i] * weights;
+    }
+    UNROLL
+    for (int m = 0; m < M; m++) y[m] = acc[m];
+}
+
+constexpr decltype(&float_tile<1>) FLOAT_TILES[] = {float_tile<1>, float_tile<2>, float_tile<3>,
+                                                    float_tile<4>, float_tile<5>, float_tile<6>};
+
+// A panel of bfloat16 weights as floats [K, 16].
+void unpack(const uint32_t* panel, int64_t k, float* w) {
+    for (int64_t pair = 0; pair < k / 2; pair++) {
+        const vu words = load<vu>(panel + pair * LANES);
+        store(w + 2 * pair * LANES, as<vf>(words << 16));
+        store(w + (2 * pair + 1) * LANES, as<vf>(words & 0xffff0000u));
+    }
+}
+
+// A panel of int4 weights as floats [K, 16].
+void unpack_int4(const uint32_t* panel, int64_t k, float* w) {
+    for (int64_t g = 0; g < k / GROUP; g++, panel += GROUP_WORDS) {
+        const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + 4 * LANES);
+        const vf scale = widen(scales), offset = widen(scales + LANES) - 128.0f * scale;
+        for (int c = 0; c < 4; c++)
+            for (int i = 0; i < 4; i++, w += 2 * LANES) {
+                const vu weights = (load<vu>(panel + c * LANES) >> (4 * i) & 0x000f000fu) | 0x43004300u;
+                store(w, offset + scale * as<vf>(weights << 16));
+                store(w + LANES, offset + scale * as<vf>(weights & 0xffff0000u));
+            }
+    }
+}
+
+// y [n, n_out] = x [n, k] w^T + bias; `unpacks` gives the floats of a panel of `words` words.
+void many_rows(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_t* x, const uint32_t* w, int64_t words,
+               void (*unpacks)(const uint32_t*, int64_t, float*), const uint16_t* bias, uint16_t* y) {
+    std::vector<float> floats(n * k);
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < n * k; i += LANES) store(floats.data() + i, widen(x + i));
+        std::vector<float> panel(k * LANES);
+        std::vector<vf> sums(n);
+#pragma omp for schedule(static)
+        for (int64_t first = 0; first < n_out; first += LANES) {
+            unpacks(w + first / LANES * words, k, panel.data());
+            std::fill(sums.begin(), sums.end(), vf{});
+            for (int64_t at = 0; at < k; at += DEPTH)
+                for (int64_t row = 0; row < n; row += FLOAT_ROWS)
+                    FLOAT_TILES[std::min<int64_t>(FLOAT_ROWS, n - row) - 1](floats.data() + row * k + at, k,
+                                                                            panel.data() + at * LANES,
+                                                                            std::min(DEPTH, k - at), sums.data() + row);
+            put(sums.data(), int(n), bias, first, n_out, y);
+        }
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -88,6 +179,7 @@ extern "C" {
 // y [n, n_out] = x [n, k] w [n_out, k]^T + bias (or null); w in panels, k a multiple of 32, n_out of 16.
 void dsla_linear(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_t* x, const uint32_t* w, const uint16_t* bias,
                  uint16_t* y) {
+    if (n >= MANY) return many_rows(threads, n, k, n_out, x, w, k / 2 * LANES, unpack, bias, y);
     const int64_t panels = n_out / LANES;
     // Panels stay in the first cache while all rows pass by them.
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -109,6 +201,7 @@ void dsla_linear(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_
 void dsla_linear_int4(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_t* x, const uint32_t* w,
                       const uint16_t* bias, uint16_t* y) {
     const int64_t groups = k / GROUP;
+    if (n >= MANY) return many_rows(threads, n, k, n_out, x, w, groups * GROUP_WORDS, unpack_int4, bias, y);
     std::vector<float> totals(n * groups);
 #pragma omp parallel num_threads(threads)
     {

@@ -54,7 +54,7 @@ inline vf get(const uint16_t* from) { return widen(from); }
 inline float get_one(const float* from) { return *from; }
 inline float get_one(const uint16_t* from) { return widen(*from); }
 inline void put(float* to, vf x, vu) { store(to, x); }
-inline void put(uint16_t* to, vf x, vu dither) { store(to, upper_halves((vu)x + (dither >> 16))); }
+inline void put(uint16_t* to, vf x, vu dither) { store(to, upper_halves(as<vu>(x) + (dither >> 16))); }
 inline void put_one(float* to, float x, uint32_t) { *to = x; }
 inline void put_one(uint16_t* to, float x, uint32_t dither) {
     uint32_t bits;
@@ -99,13 +99,6 @@ inline float log_gate(const Layer& p, int s, int g, const uint16_t* key) {
     for (int d = 0; d < p.dim; d += LANES) dot += widen(key + d) * load<vf>(weight + d);
     const float x = p.gate_bias[s * p.groups + g] + sum(dot);
     return std::max((std::min(x, 0.0f) - std::log1p(std::exp(-std::fabs(x)))) / p.temperature, p.floor);
-}
-
-// Each of the first 16 / S lanes S times.
-template <int S>
-inline vf repeated(vf v) {
-    return __builtin_shufflevector(v, v, 0, 1 / S, 2 / S, 3 / S, 4 / S, 5 / S, 6 / S, 7 / S, 8 / S, 9 / S, 10 / S, 11 / S,
-                                   12 / S, 13 / S, 14 / S, 15 / S);
 }
 
 template <int S>

@@ -103,10 +103,11 @@ struct Prompt {
 struct Workspace {
     float features[CHUNK * 2 * MAX_DIM], decays[MAX_STATES][CHUNK * CHUNK], weights[CHUNK * CHUNK], factors[MAX_STATES][CHUNK];
     float far_y[CHUNK * MAX_DIM], far[CHUNK];
-    std::vector<uint32_t> packed_k, packed_v;
+    std::vector<Cell> packed_k, packed_v;
     uint16_t q[CHUNK * MAX_DIM];
+    alignas(4) Element rows[CHUNK * MAX_DIM];
     float scores[ROWS * BLOCK_KEYS];
-    alignas(4) uint16_t exps[ROWS * BLOCK_KEYS];
+    alignas(4) Element exps[ROWS * BLOCK_KEYS];
     float near_y[CHUNK * MAX_DIM], top[CHUNK], total[CHUNK];
 
     // Reads of the states, weighted: far_y [CHUNK, D] and the sums of weights far [CHUNK]; q rows [CHUNK, D] of head h.
@@ -178,15 +179,16 @@ struct Workspace {
 
     // Softmax attention over window and sinks: near_y [CHUNK, D] over weights total * e^top. Keys lie packed, near ones first.
     void read_near(const Layer& p, int64_t position, int count, int near, int padded) {
-        const int dim = p.dim, pairs = dim / 2;
+        const int dim = p.dim, cells = dim / PAIRED;
         const float scale = 1.0f / std::sqrt(float(dim));
+        for (int t = 0; t < CHUNK; t++) put_row(rows + t * dim, q + t * dim, dim);
         std::fill_n(near_y, CHUNK * dim, 0.0f);
         for (int t = 0; t < CHUNK; t++) top[t] = -1e30f, total[t] = 0.0f;
         for (int key = 0; key < padded; key += BLOCK_KEYS) {
             const int width = std::min(BLOCK_KEYS, padded - key);
             for (int first = 0; first < CHUNK; first += ROWS) {
                 for (int c = 0; c < width; c += 64)
-                    score_tile(q + first * dim, dim, packed_k.data() + int64_t(key + c) * pairs, dim, scale, scores + c);
+                    score_tile(rows + first * dim, packed_k.data() + int64_t(key + c) * cells, dim, scale, scores + c);
                 float keep[ROWS];
                 for (int i = 0; i < ROWS; i++) {
                     const int t = std::min(first + i, count - 1);
@@ -206,13 +208,13 @@ struct Workspace {
                     for (int c = 0; c < width; c += LANES) {
                         const vf e = exponential(load<vf>(row + c) - highest);
                         sums += e;
-                        narrow(exps + i * BLOCK_KEYS + c, e);
+                        put_elements(exps + i * BLOCK_KEYS + c, e);
                     }
                     keep[i] = std::exp(top[first + i] - highest);
                     top[first + i] = highest;
                     total[first + i] = total[first + i] * keep[i] + sum(sums);
                 }
-                add_values(exps, packed_v.data() + int64_t(key) * pairs, dim, width, keep, near_y + first * dim);
+                add_values(exps, packed_v.data() + int64_t(key) * cells, dim, width, keep, near_y + first * dim);
             }
         }
     }
@@ -233,7 +235,7 @@ void dsla_prefill(int threads, int64_t tokens, int heads, int groups, int dim, i
     const Slot slot{parts[0], reinterpret_cast<uint16_t*>(parts[1]),
                     reinterpret_cast<uint16_t*>(parts[2]), reinterpret_cast<uint16_t*>(parts[3]),
                     reinterpret_cast<uint16_t*>(parts[4])};
-    const int row = groups * dim, shared = heads / groups, pairs = dim / 2;
+    const int row = groups * dim, shared = heads / groups, cells = dim / PAIRED;
     Prompt prompt(p, tokens);
     for (int64_t i = std::max<int64_t>(0, window - prior); i < window; i++) {
         const int64_t at = (prior - window + i) % window;
@@ -267,8 +269,8 @@ void dsla_prefill(int threads, int64_t tokens, int heads, int groups, int dim, i
                 prompt.scan(s, g, reinterpret_cast<float*>(slot.states) + first, prior + tokens);
         }
         Workspace* w = new Workspace;
-        w->packed_k.resize(padded * pairs);
-        w->packed_v.resize(padded * pairs);
+        w->packed_k.resize(padded * cells);
+        w->packed_v.resize(padded * cells);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t item = 0; item < prompt.chunks * groups; item++) {
             const int64_t c = item / groups, first = c * CHUNK;

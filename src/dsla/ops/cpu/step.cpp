@@ -26,6 +26,7 @@ void advance(T* state, int64_t position, int64_t element, float gate, const floa
     uint32_t last = dither(position, element + dim);
     vf values[V], acc[R][V] = {};
     vu thresholds[V];
+    UNROLL
     for (int e = 0; e < V; e++) {
         values[e] = load<vf>(value + e * LANES);
         thresholds[e] = dithers(position, element + e * LANES);
@@ -37,11 +38,14 @@ void advance(T* state, int64_t position, int64_t element, float gate, const floa
             for (int d = 0; d < dim; d += LINE / 2) __builtin_prefetch(near[f] + d);
         const float weight = key[f];
         vf query[R];
+        UNROLL
         for (int r = 0; r < R; r++) query[r] = splat(queries[r * width + f]);
+        UNROLL
         for (int e = 0; e < V; e++) {
             const vf x = get(at + e * LANES) * gate + weight * values[e];
             put(at + e * LANES, x, thresholds[e]);
             thresholds[e] += next;
+            UNROLL
             for (int r = 0; r < R; r++) acc[r][e] += query[r] * x;
         }
         if (norms) {
@@ -50,7 +54,9 @@ void advance(T* state, int64_t position, int64_t element, float gate, const floa
             last += next;
         }
     }
+    UNROLL
     for (int r = 0; r < R; r++)
+        UNROLL
         for (int e = 0; e < V; e++) store(y + r * dim + e * LANES, acc[r][e]);
 }
 
@@ -58,17 +64,18 @@ void advance(T* state, int64_t position, int64_t element, float gate, const floa
 template <typename T, int R>
 void advance_state(T* state, int64_t position, int64_t element, float gate, const float* key, const float* value, int dim,
                    const float* queries, float* y, float* sums, const uint16_t* const* near, int soon) {
-    // As many sums as the registers of AVX-512 hold.
-    constexpr int WIDE = R <= 4 ? 4 : 2;
+    // As many sums as registers hold.
+    constexpr int LESS = WIDE_REGISTERS ? 2 : 1, WIDE = WIDE_REGISTERS && R <= 4 ? 4 : LESS;
     const int width = 2 * dim;
     float norms[2 * MAX_DIM];
     for (int d = 0; d < dim;) {
         const bool wide = dim - d >= WIDE * LANES;
-        const auto run = wide ? advance<T, R, WIDE> : advance<T, R, 2>;
+        const auto run = wide ? advance<T, R, WIDE> : advance<T, R, LESS>;
         run(state + d, position, element + d, gate, key, value + d, dim, queries, y + d,
             d ? nullptr : norms, near, d ? 0 : soon);
-        d += (wide ? WIDE : 2) * LANES;
+        d += (wide ? WIDE : LESS) * LANES;
     }
+    UNROLL
     for (int r = 0; r < R; r++) {
         vf total = {};
         for (int f = 0; f < width; f += LANES) total += load<vf>(queries + r * width + f) * load<vf>(norms + f);
@@ -81,6 +88,7 @@ template <int R>
 void attend(const uint16_t* q, const uint16_t* const* keys, const uint16_t* const* values, int count, int dim,
             float weights[R][MAX_NEAR], float* tops, float* totals, float* y) {
     const float scale = 1.0f / std::sqrt(float(dim));
+    UNROLL
     for (int r = 0; r < R; r++) {
         vf top = splat(-INFINITY);
         for (int i = 0; i < count; i += LANES) {
@@ -107,8 +115,10 @@ void attend(const uint16_t* q, const uint16_t* const* keys, const uint16_t* cons
         vf acc[R][2] = {};
         for (int i = 0; i < count; i++) {
             const vf v0 = widen(values[i] + d), v1 = widen(values[i] + d + LANES);
+            UNROLL
             for (int r = 0; r < R; r++) acc[r][0] += weights[r][i] * v0, acc[r][1] += weights[r][i] * v1;
         }
+        UNROLL
         for (int r = 0; r < R; r++) store(y + r * dim + d, acc[r][0]), store(y + r * dim + d + LANES, acc[r][1]);
     }
 }
@@ -133,6 +143,7 @@ void step_heads(const Work& w, int h, const uint16_t* q, uint16_t* y) {
     const int dim = p.dim, width = 2 * dim;
     float queries[R * 2 * MAX_DIM], reads[MAX_STATES][R * MAX_DIM], sums[MAX_STATES][R], near[R * MAX_DIM];
     float weights[R][MAX_NEAR], tops[R], totals[R];
+    UNROLL
     for (int r = 0; r < R; r++) features(q + r * dim, p.q_map + int64_t(h + r) * dim * dim, dim, queries + r * width);
     for (int s = 0; s < p.states; s++) {
         const int64_t element = int64_t(s * p.groups + w.g) * width * (dim + 1);
@@ -140,6 +151,7 @@ void step_heads(const Work& w, int h, const uint16_t* q, uint16_t* y) {
                             queries, reads[s], sums[s], s ? w.values : w.keys, w.count);
     }
     attend<R>(q, w.keys, w.values, w.count, dim, weights, tops, totals, near);
+    UNROLL
     for (int r = 0; r < R; r++) {
         float factor[MAX_STATES], far = 0, near_share, far_share;
         factors(p, h + r, q + r * dim, factor);

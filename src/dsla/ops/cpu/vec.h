@@ -1,43 +1,165 @@
-// Sixteen floats at a time, by the compiler's vector extensions: one source for AVX2, AVX-512 and NEON.
+// Sixteen floats at a time, by the compiler's vector extensions: one source for AVX-512, AVX2 and NEON.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
 namespace dsla {
 
+constexpr int LANES = 16;
+
+typedef uint16_t vh16 __attribute__((vector_size(32)));
+
+// Before loops over arrays of vectors: rolled, they would keep the arrays in memory.
+#define UNROLL _Pragma("GCC unroll 16")
+
+#if defined(__AVX512F__)
+
+constexpr bool WIDE_REGISTERS = true;
+
 typedef float vf __attribute__((vector_size(64)));
 typedef int32_t vi __attribute__((vector_size(64)));
 typedef uint32_t vu __attribute__((vector_size(64)));
-
 typedef uint16_t vh __attribute__((vector_size(64)));
-typedef uint16_t vh16 __attribute__((vector_size(32)));
 
-constexpr int LANES = 16;
-
-template <typename V>
-inline V load(const void* from) {
-    V v;
-    std::memcpy(&v, from, sizeof(V));
-    return v;
+// The same bits as another type.
+template <typename V, typename W>
+inline V as(W x) {
+    return (V)x;
 }
 
-template <typename V>
-inline void store(void* to, V v) {
-    std::memcpy(to, &v, sizeof(V));
-}
-
-inline vf splat(float x) { return vf{} + x; }
-inline vu splat(uint32_t x) { return vu{} + x; }
+inline vf select(vi mask, vf a, vf b) { return mask ? a : b; }
 
 // The other half of every 16, 8 and 4 lanes.
 inline vf swap_8(vf v) { return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7); }
 inline vf swap_4(vf v) { return __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11); }
 inline vf swap_2(vf v) { return __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13); }
+
+// Each of the first 16 / S lanes S times.
+template <int S>
+inline vf repeated(vf v) {
+    return __builtin_shufflevector(v, v, 0, 1 / S, 2 / S, 3 / S, 4 / S, 5 / S, 6 / S, 7 / S, 8 / S, 9 / S, 10 / S, 11 / S,
+                                   12 / S, 13 / S, 14 / S, 15 / S);
+}
+
+// pairs[0] = a0 b0 a1 b1 ... a15 b15, pairs[1] = a16 b16 ... a31 b31.
+inline void interleave(vh a, vh b, vu* pairs) {
+    pairs[0] = (vu)__builtin_shufflevector(a, b, 0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42,
+                                           11, 43, 12, 44, 13, 45, 14, 46, 15, 47);
+    pairs[1] = (vu)__builtin_shufflevector(a, b, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25,
+                                           57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63);
+}
+
+#else
+
+constexpr bool WIDE_REGISTERS = false;
+
+// Compilers keep vectors that are longer than a register in memory, at several times the cost; two halves they keep in two.
+template <typename H, typename S>
+struct Halves {
+    H low, high;
+
+    S& operator[](int i) { return reinterpret_cast<S*>(this)[i]; }
+    S operator[](int i) const { return reinterpret_cast<const S*>(this)[i]; }
+    Halves operator-() const { return {-low, -high}; }
+
+#define BOTH(OP)                                                                                        \
+    friend Halves operator OP(Halves a, Halves b) { return {a.low OP b.low, a.high OP b.high}; }        \
+    friend Halves operator OP(Halves a, S b) { return {a.low OP b, a.high OP b}; }                      \
+    friend Halves operator OP(S a, Halves b) { return {a OP b.low, a OP b.high}; }                      \
+    Halves& operator OP##=(Halves b) { return *this = *this OP b; }                                     \
+    Halves& operator OP##=(S b) { return *this = *this OP b; }
+    BOTH(+) BOTH(-) BOTH(*) BOTH(/)
+#undef BOTH
+
+    friend Halves operator&(Halves a, S b) { return {a.low & b, a.high & b}; }
+    friend Halves operator|(Halves a, S b) { return {a.low | b, a.high | b}; }
+    friend Halves operator<<(Halves a, int n) { return {a.low << n, a.high << n}; }
+    friend Halves operator>>(Halves a, int n) { return {a.low >> n, a.high >> n}; }
+};
+
+typedef float hf __attribute__((vector_size(32)));
+typedef int32_t hi __attribute__((vector_size(32)));
+typedef uint32_t hu __attribute__((vector_size(32)));
+
+typedef Halves<hf, float> vf;
+typedef Halves<hi, int32_t> vi;
+typedef Halves<hu, uint32_t> vu;
+typedef Halves<vh16, uint16_t> vh;
+
+template <typename V, typename W>
+inline V as(W x) {
+    return {(decltype(V::low))x.low, (decltype(V::high))x.high};
+}
+
+inline vi operator<(vf a, float b) { return {a.low < b, a.high < b}; }
+inline vi operator<(vi a, int32_t b) { return {a.low < b, a.high < b}; }
+inline vi operator>(vf a, vf b) { return {a.low > b.low, a.high > b.high}; }
+inline vi operator>(vi a, int32_t b) { return {a.low > b, a.high > b}; }
+
+inline vf select(vi mask, vf a, vf b) { return {mask.low ? a.low : b.low, mask.high ? a.high : b.high}; }
+
+inline hf swap_4(hf v) { return __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3); }
+inline hf swap_2(hf v) { return __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5); }
+
+inline vf swap_8(vf v) { return {v.high, v.low}; }
+inline vf swap_4(vf v) { return {swap_4(v.low), swap_4(v.high)}; }
+inline vf swap_2(vf v) { return {swap_2(v.low), swap_2(v.high)}; }
+
+template <int S>
+inline vf repeated(vf v) {
+    if (S == 1) return v;
+    const hf x = v.low;
+    return {__builtin_shufflevector(x, x, 0, 1 / S, 2 / S, 3 / S, 4 / S, 5 / S, 6 / S, 7 / S),
+            __builtin_shufflevector(x, x, 8 / S % 8, 9 / S % 8, 10 / S % 8, 11 / S % 8, 12 / S % 8, 13 / S % 8, 14 / S % 8,
+                                    15 / S % 8)};
+}
+
+inline vu interleave(vh16 a, vh16 b) {
+    return {(hu)__builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23),
+            (hu)__builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)};
+}
+
+inline void interleave(vh a, vh b, vu* pairs) {
+    pairs[0] = interleave(a.low, b.low);
+    pairs[1] = interleave(a.high, b.high);
+}
+
+#endif
+
+template <typename V>
+inline V load(const void* from) {
+    V v;
+    // Halves one by one: copied as one object, they would pass through memory.
+    if constexpr (sizeof(V) == 64 && !WIDE_REGISTERS) {
+        std::memcpy(&v.low, from, 32);
+        std::memcpy(&v.high, static_cast<const char*>(from) + 32, 32);
+    } else {
+        std::memcpy(&v, from, sizeof(V));
+    }
+    return v;
+}
+
+template <typename V>
+inline void store(void* to, V v) {
+    if constexpr (sizeof(V) == 64 && !WIDE_REGISTERS) {
+        std::memcpy(to, &v.low, 32);
+        std::memcpy(static_cast<char*>(to) + 32, &v.high, 32);
+    } else {
+        std::memcpy(to, &v, sizeof(V));
+    }
+}
+
+inline vu splat(uint32_t x) { return vu{} + x; }
+inline vf splat(float x) {
+    uint32_t bits;  // of a float, 0 + x would not be the same as x
+    std::memcpy(&bits, &x, 4);
+    return as<vf>(splat(bits));
+}
 
 inline float sum(vf v) {
     v += swap_8(v);
@@ -46,7 +168,7 @@ inline float sum(vf v) {
     return v[0] + v[1];
 }
 
-inline vf maximum(vf a, vf b) { return a > b ? a : b; }
+inline vf maximum(vf a, vf b) { return select(a > b, a, b); }
 
 inline float maximum(vf v) {
     v = maximum(v, swap_8(v));
@@ -71,18 +193,28 @@ inline uint16_t narrow(float x) {
 }
 
 inline vf widen(const uint16_t* from) {
-#if defined(__AVX512BF16__)
-    return (vf)((vu)_mm512_cvtepu16_epi32(load<__m256i>(from)) << 16);
+#if defined(__AVX512F__)
+    return as<vf>((vu)_mm512_cvtepu16_epi32(load<__m256i>(from)) << 16);
+#elif defined(__AVX2__)
+    const vu bits{(hu)_mm256_cvtepu16_epi32(load<__m128i>(from)), (hu)_mm256_cvtepu16_epi32(load<__m128i>(from + LANES / 2))};
+    return as<vf>(bits << 16);
 #else
-    return (vf)(__builtin_convertvector(load<vh16>(from), vu) << 16);
+    vu bits;
+    for (int i = 0; i < LANES; i++) bits[i] = uint32_t(from[i]) << 16;
+    return as<vf>(bits);
 #endif
 }
 
 inline vh16 upper_halves(vu x) {
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__)
     return (vh16)_mm512_cvtepi32_epi16((__m512i)(x >> 16));
+#elif defined(__AVX2__)
+    const __m256i packed = _mm256_packus_epi32((__m256i)(x >> 16).low, (__m256i)(x >> 16).high);
+    return (vh16)_mm256_permute4x64_epi64(packed, 0xd8);
 #else
-    return __builtin_convertvector(x >> 16, vh16);
+    vh16 y;
+    for (int i = 0; i < LANES; i++) y[i] = uint16_t(x[i] >> 16);
+    return y;
 #endif
 }
 
@@ -91,7 +223,10 @@ inline void narrow(uint16_t* to, vf x) {
     __m256bh y = _mm512_cvtneps_pbh((__m512)x);
     std::memcpy(to, &y, 32);
 #else
-    for (int i = 0; i < LANES; i++) to[i] = narrow(x[i]);
+    const vu bits = as<vu>(x);
+    const vu rounded = bits + (bits >> 16 & 1u) + 0x7fffu, quiet = bits | 0x400000u;
+    const vi is_nan = as<vi>(bits & 0x7fffffffu) > 0x7f800000;
+    store(to, upper_halves(as<vu>(select(is_nan, as<vf>(quiet), as<vf>(rounded)))));
 #endif
 }
 
@@ -100,22 +235,14 @@ inline vf dot_pairs(vf sum, vu a, vu b) {
 #if defined(__AVX512BF16__)
     return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 #else
-    sum += (vf)(a << 16) * (vf)(b << 16);
-    return sum + (vf)(a & 0xffff0000u) * (vf)(b & 0xffff0000u);
+    sum += as<vf>(a << 16) * as<vf>(b << 16);
+    return sum + as<vf>(a & 0xffff0000u) * as<vf>(b & 0xffff0000u);
 #endif
-}
-
-// pairs[0] = a0 b0 a1 b1 ... a15 b15, pairs[1] = a16 b16 ... a31 b31.
-inline void interleave(vh a, vh b, vu* pairs) {
-    pairs[0] = (vu)__builtin_shufflevector(a, b, 0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42,
-                                           11, 43, 12, 44, 13, 45, 14, 46, 15, 47);
-    pairs[1] = (vu)__builtin_shufflevector(a, b, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25,
-                                           57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63);
 }
 
 // Sums of 16 vectors, lane i from vector i.
 inline vf sums(const vf* v) {
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__)
     __m512 a[16], b[16];
     for (int i = 0; i < 16; i++) a[i] = (__m512)v[i];
     for (int i = 0; i < 8; i++)
@@ -128,6 +255,16 @@ inline vf sums(const vf* v) {
         b[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0x88),
                              _mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0xdd));
     return (vf)_mm512_add_ps(_mm512_shuffle_f32x4(b[0], b[1], 0x88), _mm512_shuffle_f32x4(b[0], b[1], 0xdd));
+#elif defined(__AVX2__)
+    hf total[2];
+    for (int half = 0; half < 2; half++) {
+        __m256 a[8], b[4];
+        for (int i = 0; i < 8; i++) a[i] = (__m256)(v[8 * half + i].low + v[8 * half + i].high);
+        for (int i = 0; i < 4; i++) b[i] = _mm256_hadd_ps(a[2 * i], a[2 * i + 1]);
+        const __m256 first = _mm256_hadd_ps(b[0], b[1]), second = _mm256_hadd_ps(b[2], b[3]);
+        total[half] = (hf)_mm256_add_ps(_mm256_permute2f128_ps(first, second, 0x20), _mm256_permute2f128_ps(first, second, 0x31));
+    }
+    return {total[0], total[1]};
 #else
     vf total = {};
     for (int i = 0; i < 16; i++) total[i] = sum(v[i]);
@@ -137,10 +274,10 @@ inline vf sums(const vf* v) {
 
 // e^x, relative error below 2e-7; 0 below -87, x at most 88.
 inline vf exponential(vf x) {
-    vi vanishes = x < -87.0f;
+    const vi vanishes = x < -87.0f;
     x = maximum(x, splat(-87.0f));
     vf shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer, held in the low bits
-    vi n = (vi)shifted - 0x4b400000;
+    const vi n = as<vi>(shifted) - 0x4b400000;
     vf whole = shifted - 12582912.0f;
     vf r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
     vf y = splat(1.9875691500e-4f);
@@ -150,7 +287,7 @@ inline vf exponential(vf x) {
     y = y * r + 1.6666665459e-1f;
     y = y * r + 5.0000001201e-1f;
     y = y * r * r + r + 1.0f;
-    return vanishes ? vf{} : y * (vf)((n + 127) << 23);
+    return select(vanishes, vf{}, y * as<vf>((n + 127) << 23));
 }
 
 }  // namespace dsla
