@@ -218,14 +218,16 @@ class PackedDecoder:
     ) -> Tensor:
         heads, groups, dim = self.shape.n_heads, self.shape.n_kv_heads, self.shape.head_dim
         split = batch.split(layer)
-        q, k, v = torch.split(weights.qkv(x).view(len(x), -1, dim), [heads, groups, groups], 1)
+        qk, v = torch.split(weights.qkv(x).view(len(x), -1, dim), [heads + groups, groups], 1)
+        q, k = torch.split(qk, [heads, groups], 1)
         if split.any_converted:
             mixer, rows = self.mixers[layer], split.converted_rows
             q_delta, o_delta = self._deltas[layer]
             q[rows] += q_delta(x[rows]).view(-1, heads, dim)
-        q = q if weights.q_norm is None else weights.q_norm(q)
-        k = k if weights.k_norm is None else weights.k_norm(k)
-        rotated_q, rotated_k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if weights.q_norm is not None and weights.k_norm is not None:
+            q, k = weights.q_norm(q), weights.k_norm(k)
+            qk = torch.cat([q, k], 1)
+        rotated_q, rotated_k = torch.split(rotate(qk, cos, sin), [heads, groups], 1)
         y = torch.empty_like(rotated_q)
         self._attend(layer, rotated_q, rotated_k, v, y, split, batch, arena)
         if not split.any_converted:

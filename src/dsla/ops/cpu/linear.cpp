@@ -1,7 +1,6 @@
 // Products with a weight matrix, packed into panels of 16 outputs: bfloat16 or int4 weights, bfloat16 rows, sums in fp32.
 
 #include <algorithm>
-#include <climits>
 #include <vector>
 
 #include "vec.h"
@@ -16,7 +15,7 @@ constexpr int WIDE = WIDE_REGISTERS ? 3 : 1;      // panels of a wide tile
 // A panel of bfloat16 weights: 16 outputs, K inputs by pairs, [K / 2][16][2].
 // y[M][16] = x [M, K] w^T
 template <int M>
-void tile(const uint16_t* x, const uint32_t* panel, int64_t k, vf* y) {
+void tile(const Element* x, const uint32_t* panel, int64_t k, vf* y) {
     constexpr int CHAINS = M >= 4 ? 1 : 4;  // sums of each output: enough to hide the latency of one
     vf acc[M][CHAINS] = {};
     for (int64_t pair = 0; pair < k / 2; pair += CHAINS)
@@ -25,7 +24,7 @@ void tile(const uint16_t* x, const uint32_t* panel, int64_t k, vf* y) {
             const vu weights = load<vu>(panel + (pair + c) * LANES);
             UNROLL
             for (int m = 0; m < M; m++)
-                acc[m][c] = dot_pairs(acc[m][c], splat(load<uint32_t>(x + m * k + 2 * (pair + c))), weights);
+                acc[m][c] = dot_pair(acc[m][c], x + m * k + 2 * (pair + c), weights);
         }
     UNROLL
     for (int m = 0; m < M; m++) {
@@ -35,7 +34,7 @@ void tile(const uint16_t* x, const uint32_t* panel, int64_t k, vf* y) {
 }
 
 // The same for MAX_ROWS rows and WIDE panels, y[WIDE][MAX_ROWS][16]: a load serves more products.
-void wide_tile(const uint16_t* x, const uint32_t* panels, int64_t k, vf (*y)[MAX_ROWS]) {
+void wide_tile(const Element* x, const uint32_t* panels, int64_t k, vf (*y)[MAX_ROWS]) {
     vf acc[WIDE][MAX_ROWS] = {};
     for (int64_t pair = 0; pair < k / 2; pair++) {
         vu weights[WIDE];
@@ -43,9 +42,8 @@ void wide_tile(const uint16_t* x, const uint32_t* panels, int64_t k, vf (*y)[MAX
         for (int p = 0; p < WIDE; p++) weights[p] = load<vu>(panels + p * k / 2 * LANES + pair * LANES);
         UNROLL
         for (int m = 0; m < MAX_ROWS; m++) {
-            const vu pairs = splat(load<uint32_t>(x + m * k + 2 * pair));
             UNROLL
-            for (int p = 0; p < WIDE; p++) acc[p][m] = dot_pairs(acc[p][m], pairs, weights[p]);
+            for (int p = 0; p < WIDE; p++) acc[p][m] = dot_pair(acc[p][m], x + m * k + 2 * pair, weights[p]);
         }
     }
     UNROLL
@@ -64,7 +62,7 @@ constexpr int GROUP_WORDS = 5 * LANES;
 
 // y[M][16] = x [M, K] w^T; `totals` [M, K / 32] are the sums of x by group.
 template <int M>
-void tile_int4(const uint16_t* x, const float* totals, const uint32_t* panel, int64_t k, vf* y) {
+void tile_int4(const Element* x, const float* totals, const uint32_t* panel, int64_t k, vf* y) {
     constexpr int CHAINS = M == 1 ? 4 : M == 2 ? 2 : 1;
     UNROLL
     for (int m = 0; m < M; m++) y[m] = vf{};
@@ -76,10 +74,8 @@ void tile_int4(const uint16_t* x, const float* totals, const uint32_t* panel, in
             for (int i = 0; i < 4; i++) {
                 const vu weights = (words >> (4 * i) & 0x000f000fu) | 0x43004300u;
                 UNROLL
-                for (int m = 0; m < M; m++) {
-                    const vu inputs = splat(load<uint32_t>(x + m * k + g * GROUP + c * 8 + 2 * i));
-                    acc[m][i % CHAINS] = dot_pairs(acc[m][i % CHAINS], inputs, weights);
-                }
+                for (int m = 0; m < M; m++)
+                    acc[m][i % CHAINS] = dot_pair(acc[m][i % CHAINS], x + m * k + g * GROUP + c * 8 + 2 * i, weights);
             }
         }
         const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + 4 * LANES);
@@ -96,13 +92,23 @@ void tile_int4(const uint16_t* x, const float* totals, const uint32_t* panel, in
 constexpr decltype(&tile_int4<1>) TILES_INT4[] = {tile_int4<1>, tile_int4<2>, tile_int4<3>, tile_int4<4>,
                                                   tile_int4<5>, tile_int4<6>, tile_int4<7>, tile_int4<8>};
 
+// Rows x [n, k] as elements; `kept` is theirs, and unused where they are elements already.
+const Element* elements(int threads, const uint16_t* x, int64_t n, int64_t k, std::vector<Element>& kept) {
+    if constexpr (sizeof(Element) == sizeof(uint16_t)) return reinterpret_cast<const Element*>(x);
+    kept.resize(n * k);
+#pragma omp parallel for schedule(static) num_threads(threads) if (n > 64)
+    for (int64_t i = 0; i < n; i++) put_row(kept.data() + i * k, x + i * k, k);
+    return kept.data();
+}
+
 void put(const vf* y, int rows, const uint16_t* bias, int64_t first, int64_t n_out, uint16_t* out) {
     const vf add = bias ? widen(bias + first) : vf{};
     for (int m = 0; m < rows; m++) narrow(out + m * n_out + first, y[m] + add);
 }
 
-// Where bfloat16 products take several instructions, many rows are worth unpacking them and the weights once.
-constexpr int MANY = WIDE_REGISTERS ? INT_MAX : 12;
+#if !defined(__AVX512BF16__)
+// Where products of bfloat16 take several instructions, many rows are worth unpacking the weights once.
+constexpr int MANY = 12;
 constexpr int FLOAT_ROWS = 6;
 
 constexpr int64_t DEPTH = 256;  // inputs that are taken at once: their weights stay in the first cache
@@ -149,13 +155,10 @@ void unpack_int4(const uint32_t* panel, int64_t k, float* w) {
 }
 
 // y [n, n_out] = x [n, k] w^T + bias; `unpacks` gives the floats of a panel of `words` words.
-void many_rows(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_t* x, const uint32_t* w, int64_t words,
+void many_rows(int threads, int64_t n, int64_t k, int64_t n_out, const float* x, const uint32_t* w, int64_t words,
                void (*unpacks)(const uint32_t*, int64_t, float*), const uint16_t* bias, uint16_t* y) {
-    std::vector<float> floats(n * k);
 #pragma omp parallel num_threads(threads)
     {
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < n * k; i += LANES) store(floats.data() + i, widen(x + i));
         std::vector<float> panel(k * LANES);
         std::vector<vf> sums(n);
 #pragma omp for schedule(static)
@@ -164,13 +167,14 @@ void many_rows(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_t*
             std::fill(sums.begin(), sums.end(), vf{});
             for (int64_t at = 0; at < k; at += DEPTH)
                 for (int64_t row = 0; row < n; row += FLOAT_ROWS)
-                    FLOAT_TILES[std::min<int64_t>(FLOAT_ROWS, n - row) - 1](floats.data() + row * k + at, k,
-                                                                            panel.data() + at * LANES,
+                    FLOAT_TILES[std::min<int64_t>(FLOAT_ROWS, n - row) - 1](x + row * k + at, k, panel.data() + at * LANES,
                                                                             std::min(DEPTH, k - at), sums.data() + row);
             put(sums.data(), int(n), bias, first, n_out, y);
         }
     }
 }
+
+#endif
 
 }  // namespace
 
@@ -179,7 +183,11 @@ extern "C" {
 // y [n, n_out] = x [n, k] w [n_out, k]^T + bias (or null); w in panels, k a multiple of 32, n_out of 16.
 void dsla_linear(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_t* x, const uint32_t* w, const uint16_t* bias,
                  uint16_t* y) {
-    if (n >= MANY) return many_rows(threads, n, k, n_out, x, w, k / 2 * LANES, unpack, bias, y);
+    std::vector<Element> kept;
+    const Element* rows_of_x = elements(threads, x, n, k, kept);
+#if !defined(__AVX512BF16__)
+    if (n >= MANY) return many_rows(threads, n, k, n_out, rows_of_x, w, k / 2 * LANES, unpack, bias, y);
+#endif
     const int64_t panels = n_out / LANES;
     // Panels stay in the first cache while all rows pass by them.
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -189,9 +197,9 @@ void dsla_linear(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_
             const int rows = int(std::min<int64_t>(MAX_ROWS, n - row));
             vf out[WIDE][MAX_ROWS];
             if (rows == MAX_ROWS && end - begin == WIDE)
-                wide_tile(x + row * k, w + begin * k / 2 * LANES, k, out);
+                wide_tile(rows_of_x + row * k, w + begin * k / 2 * LANES, k, out);
             else
-                for (int64_t p = begin; p < end; p++) TILES[rows - 1](x + row * k, w + p * k / 2 * LANES, k, out[p - begin]);
+                for (int64_t p = begin; p < end; p++) TILES[rows - 1](rows_of_x + row * k, w + p * k / 2 * LANES, k, out[p - begin]);
             for (int64_t p = begin; p < end; p++) put(out[p - begin], rows, bias, p * LANES, n_out, y + row * n_out);
         }
     }
@@ -201,7 +209,11 @@ void dsla_linear(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_
 void dsla_linear_int4(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_t* x, const uint32_t* w,
                       const uint16_t* bias, uint16_t* y) {
     const int64_t groups = k / GROUP;
-    if (n >= MANY) return many_rows(threads, n, k, n_out, x, w, groups * GROUP_WORDS, unpack_int4, bias, y);
+    std::vector<Element> kept;
+    const Element* rows_of_x = elements(threads, x, n, k, kept);
+#if !defined(__AVX512BF16__)
+    if (n >= MANY) return many_rows(threads, n, k, n_out, rows_of_x, w, groups * GROUP_WORDS, unpack_int4, bias, y);
+#endif
     std::vector<float> totals(n * groups);
 #pragma omp parallel num_threads(threads)
     {
@@ -213,7 +225,7 @@ void dsla_linear_int4(int threads, int64_t n, int64_t k, int64_t n_out, const ui
             for (int64_t row = 0; row < n; row += MAX_ROWS) {
                 const int rows = int(std::min<int64_t>(MAX_ROWS, n - row));
                 vf out[MAX_ROWS];
-                TILES_INT4[rows - 1](x + row * k, totals.data() + row * groups, w + first / LANES * groups * GROUP_WORDS, k, out);
+                TILES_INT4[rows - 1](rows_of_x + row * k, totals.data() + row * groups, w + first / LANES * groups * GROUP_WORDS, k, out);
                 put(out, rows, bias, first, n_out, y + row * n_out);
             }
     }

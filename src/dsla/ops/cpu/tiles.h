@@ -9,28 +9,20 @@ constexpr int ROWS = 6;                          // query rows of a tile
 constexpr int COLUMNS = WIDE_REGISTERS ? 4 : 1;  // vectors of a row of a tile
 constexpr int BLOCK_KEYS = WIDE_REGISTERS ? 256 : 64;  // keys of a block: packed, they stay in the first cache
 
-// What rows of queries and weights, and packed keys and values, are kept in: bfloat16 by pairs where the processor multiplies
-// those, else floats. A head of D dims has D / PAIRED cells.
+// What keys and values are packed into: pairs of bfloat16 where the processor multiplies those, else floats. A head of D dims
+// has D / PAIRED cells.
 #if defined(__AVX512BF16__)
 constexpr int PAIRED = 2;
-typedef uint16_t Element;
 typedef uint32_t Cell;
 typedef vu Cells;
 inline Cells splat_cell(const Element* row, int i) { return splat(reinterpret_cast<const uint32_t*>(row)[i]); }
 inline vf add_product(vf sum, Cells a, Cells b) { return dot_pairs(sum, a, b); }
-inline void put_elements(Element* to, vf x) { narrow(to, x); }
-inline void put_row(Element* to, const uint16_t* from, int dim) { std::memcpy(to, from, dim * 2); }
 #else
 constexpr int PAIRED = 1;
-typedef float Element;
 typedef float Cell;
 typedef vf Cells;
 inline Cells splat_cell(const Element* row, int i) { return splat(row[i]); }
 inline vf add_product(vf sum, Cells a, Cells b) { return sum + a * b; }
-inline void put_elements(Element* to, vf x) { store(to, x); }
-inline void put_row(Element* to, const uint16_t* from, int dim) {
-    for (int d = 0; d < dim; d += LANES) store(to + d, widen(from + d));
-}
 #endif
 
 // Scores of ROWS query rows [D] against 64 keys; keys packed [16 keys][D / PAIRED][16] cells.

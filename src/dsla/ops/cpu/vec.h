@@ -240,6 +240,29 @@ inline vf dot_pairs(vf sum, vu a, vu b) {
 #endif
 }
 
+// What rows that are multiplied again and again are kept in: bfloat16 where the processor multiplies pairs of those, else floats.
+#if defined(__AVX512BF16__)
+typedef uint16_t Element;
+inline void put_elements(Element* to, vf x) { narrow(to, x); }
+inline void put_row(Element* to, const uint16_t* from, int64_t n) { std::memcpy(to, from, n * 2); }
+#else
+typedef float Element;
+inline void put_elements(Element* to, vf x) { store(to, x); }
+inline void put_row(Element* to, const uint16_t* from, int64_t n) {
+    for (int64_t d = 0; d < n; d += LANES) store(to + d, widen(from + d));
+}
+#endif
+
+// sum[i] += x[0] w[2i] + x[1] w[2i + 1] of 16 pairs w of bfloat16.
+inline vf dot_pair(vf sum, const Element* x, vu w) {
+#if defined(__AVX512BF16__)
+    return dot_pairs(sum, splat(load<uint32_t>(x)), w);
+#else
+    sum += x[0] * as<vf>(w << 16);
+    return sum + x[1] * as<vf>(w & 0xffff0000u);
+#endif
+}
+
 // Sums of 16 vectors, lane i from vector i.
 inline vf sums(const vf* v) {
 #if defined(__AVX512F__)
