@@ -1,0 +1,125 @@
+"""Writes the tables of the engine's measurements in `docs/benchmarks.md` from the committed results.
+
+python benchmarks/engine_tables.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tables import fill
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "benchmarks.md"
+_RESULTS = ROOT / "benchmarks" / "results"
+_OURS = "dsla, level {}, {}"
+_HEAD_DIM, _KV_HEADS, _LAYERS, _BF16 = 64, 3, 30, 2
+
+Bar = tuple[str, str, Callable[[dict[str, Any]], float], float | None, bool]
+"""Work, what it is held against, the figure from the results by file, the bar if there is one, and whether more is better."""
+
+
+def _peer(work: str, ours: str, *theirs: str) -> Callable[[dict[str, Any]], float]:
+    """How many times as fast as the fastest of some peers."""
+
+    def ratio(results: dict[str, Any]) -> float:
+        medians = results["peers"]["medians"]
+        return min(medians[name][work] for name in theirs) / medians[ours][work]
+
+    return ratio
+
+
+def _attention_share(results: dict[str, Any]) -> float:
+    """Bytes of keys and values read a second by attention, over the bandwidth measured between the rounds."""
+    peers = results["peers"]
+    read = 8 * 7936 * _LAYERS * 2 * _KV_HEADS * _HEAD_DIM * _BF16
+    return read / peers["medians"][_OURS.format(0, "bf16")]["attention 8 x 7936"] / max(peers["read_bandwidth"])
+
+
+def _engine(*path: str) -> Callable[[dict[str, Any]], float]:
+    def figure(results: dict[str, Any]) -> float:
+        found = results["engine"]
+        for key in path:
+            found = found[key]
+        return float(found)
+
+    return figure
+
+
+def _goodput(trace: str, multiple: str) -> Callable[[dict[str, Any]], float]:
+    return lambda results: float(results["serving"]["traces"][trace]["rates"][multiple]["goodput_ratio"])
+
+
+def _longest_step(results: dict[str, Any]) -> float:
+    found = results["engine"]["conversion"]
+    return float(max(found["longest_step_seconds"]) / found["step_bound_seconds"])
+
+
+_LLAMA = "llama.cpp, Q4_1"
+_DYNAMIC, _STATIC = "transformers, dynamic cache, bf16", "transformers, static cache, bf16"
+
+BARS: tuple[Bar, ...] = (
+    ("decode, 8 x 7,936 tokens, bf16, level 0", "transformers, dynamic cache",
+     _peer("decode 8 x 7936", _OURS.format(0, "bf16"), _DYNAMIC), 15, True),
+    ("decode, 8 x 7,936, bf16, level 0", "transformers, static cache",
+     _peer("decode 8 x 7936", _OURS.format(0, "bf16"), _STATIC), None, True),
+    ("decode, 1 x 7,936, int4, level 0", "llama.cpp",
+     _peer("decode 1 x 7936", _OURS.format(0, "int4"), _LLAMA), 1.3, True),
+    ("decode, 1 x 512, int4, level 0", "llama.cpp",
+     _peer("decode 1 x 512", _OURS.format(0, "int4"), _LLAMA), 1.0, True),
+    ("prefill, 2,048, bf16, level 0", "llama.cpp",
+     _peer("prefill 2048", _OURS.format(0, "bf16"), _LLAMA), 3, True),
+    ("prefill, 7,936, bf16, level 0", "llama.cpp",
+     _peer("prefill 7936", _OURS.format(0, "bf16"), _LLAMA), 3, True),
+    ("prefill, 2,048, bf16, level 0", "transformers",
+     _peer("prefill 2048", _OURS.format(0, "bf16"), _DYNAMIC), 1, True),
+    ("prefill, 7,936, bf16, level 0", "transformers",
+     _peer("prefill 7936", _OURS.format(0, "bf16"), _DYNAMIC), 1, True),
+    ("attention of decode, 8 x 7,936, level 0", "read bandwidth of memory", _attention_share, 0.6, True),
+    ("decode, 8 x 7,936, level 23", "level 0", _engine("against_level_0", "decode_ratio"), 1.6, True),
+    ("prefill, 7,936, level 23", "level 0", _engine("against_level_0", "prefill_ratio"), 1.25, True),
+    ("equal bytes: tokens a second, level 23", "level 0", _engine("equal_bytes", "speed_ratio"), 2.3, True),
+    ("equal bytes: requests, level 23", "level 0", _engine("equal_bytes", "request_ratio"), 3, True),
+    ("converting 15 layers of 7,936 tokens", "prefill of them", _engine("conversion", "share"), 0.04, False),
+    ("longest step while they are converted", "the bound of a step", _longest_step, 1, False),
+    ("first token of a second turn, worst level", "cold prefill", _engine("second_turn", "worst_share"), 0.05, False),
+    ("goodput, Mooncake conversation, 1.5 x capacity", "level 0",
+     _goodput("mooncake_conversation", "1.5"), 1.3, True),
+)  # fmt: skip
+
+
+def bars_table(results: dict[str, Any]) -> str:
+    """The table of bars as Markdown; a figure whose result is not there is not measured."""
+    lines = ["| work | against | ratio | bar | |", "|---|---|---|---|---|"]
+    for work, against, figure, bar, more in BARS:
+        try:
+            found = figure(results)
+        except KeyError:
+            lines.append(f"| {work} | {against} | not measured | | |")
+            continue
+        if bar is None:
+            lines.append(f"| {work} | {against} | {found:.3g} | | |")
+            continue
+        holds = "holds" if (found >= bar if more else found <= bar) else "does not hold"
+        lines.append(f"| {work} | {against} | {found:.3g} | {'>=' if more else '<='} {bar:g} | {holds} |")
+    machines = {name: result["origin"]["machine"] for name, result in results.items()}
+    lines += ["", "Machines: " + "; ".join(f"{name}: {machine}" for name, machine in machines.items()) + "."]
+    return "\n".join(lines)
+
+
+def page(text: str) -> str:
+    """The page with its generated block made anew."""
+    names = ("peers", "engine", "serving")
+    results = {
+        name: json.loads((_RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        for name in names
+        if (_RESULTS / f"{name}.json").is_file()
+    }
+    return fill(text, "bars", bars_table(results))
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

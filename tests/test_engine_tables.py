@@ -1,0 +1,40 @@
+"""`docs/benchmarks.md`: the figures of the engine's bars are those of the committed results."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import engine_tables
+
+    yield engine_tables
+    for name in ("engine_tables", "tables"):
+        sys.modules.pop(name, None)
+
+
+def test_figures_are_those_of_the_result_files(tables: Any) -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert tables.page(page) == page, "run `python benchmarks/engine_tables.py`"
+
+
+def test_a_figure_without_a_result_is_not_measured(tables: Any) -> None:
+    table = tables.bars_table({})
+    assert table.count("not measured") == len(tables.BARS)
+
+
+def test_a_bar_that_is_missed_says_so(tables: Any) -> None:
+    machine = {"origin": {"machine": "m"}}
+    found = {"engine": {"against_level_0": {"decode_ratio": 1.5}, "conversion": {"share": 0.01}, **machine}}
+    rows = tables.bars_table(found).splitlines()
+    assert next(row for row in rows if row.startswith("| decode, 8 x 7,936, level 23")).endswith("does not hold |")
+    assert next(row for row in rows if row.startswith("| converting")).endswith("| holds |")
