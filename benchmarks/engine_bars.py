@@ -192,10 +192,10 @@ def second_turn(decoder: PackedDecoder, tokens: int, rounds: int) -> dict[str, A
         for turn in range(rounds):
             run = Measured(decoder, units * probe.page_bytes, level, 512, cache=True)
             prompt, new = prompts(decoder, 1, first)[0], prompts(decoder, 1, TURN + turn)[0]
-            cold.append(_first_token(run, prompt, 1)[0])
+            cold.append(_first_token(run, prompt)[0])
             name = run.add(prompt, ANSWER)
             answer = [token for out in _until_idle(run) if out.request_id == name for token in out.tokens]
-            seconds, cached = _first_token(run, prompt + answer + new, 1)
+            seconds, cached = _first_token(run, prompt + answer + new)
             warm.append(seconds)
             computed.append(first + len(answer) + len(new) - cached)
         found["levels"][level] = {
@@ -207,9 +207,9 @@ def second_turn(decoder: PackedDecoder, tokens: int, rounds: int) -> dict[str, A
     return found | {"worst_share": max(each["share"] for each in found["levels"].values())}
 
 
-def _first_token(run: Measured, prompt: list[int], max_tokens: int) -> tuple[float, int]:
+def _first_token(run: Measured, prompt: list[int]) -> tuple[float, int]:
     """Seconds until a request that is alone has its first token, and how many tokens of its prompt were found."""
-    name = run.add(prompt, max_tokens)
+    name = run.add(prompt, 1)
     begun = time.perf_counter()
     (out,) = [out for out in _until_idle(run) if out.request_id == name]
     return time.perf_counter() - begun, out.cached_tokens

@@ -77,11 +77,7 @@ async def alone(server: Server, workload: Workload) -> dict[str, Any]:
 async def baseline(server: Server, workload: Workload) -> dict[str, Any]:
     """Latencies of requests sent one by one, the objectives that follow, and requests a second when all come at once."""
     await replayed(server, workload.requests[:1], 1)
-    single = [
-        (await replayed(server, (replace(request, at=0.0, hash_ids=()),), 10_000 + place))[0]
-        for place, request in enumerate(workload.requests[:PROBES])
-    ]
-    latencies = summary(single, Objectives())
+    latencies = await alone(server, workload)
     burst = tuple(replace(request, at=0.0) for request in workload.requests[:CAPACITY])
     return {
         "alone": latencies,
