@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from benchmarks.record import origin
 from tests.engine.schedules import Schedule
 
 EVERYTHING = {"finished", "cancelled", "conversions", "parked", "replayed", "forked", "prefix hits"}
 
 
-@pytest.mark.parametrize("block", range(10))
-def test_random_schedules(block: int) -> None:
+def run(seeds: range) -> Counter[str]:
+    """Runs and checks the schedules of these seeds; what happened in them, name -> how often."""
     counts: Counter[str] = Counter()
-    for seed in range(20 * block, 20 * block + 20):
+    for seed in seeds:
         schedule = Schedule(seed)
         schedule.run()
         counts.update(schedule.counts)
-    assert set(+counts) >= EVERYTHING, "a kind of event never happened"
+    return counts
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_random_schedules(block: int) -> None:
+    assert set(+run(range(20 * block, 20 * block + 20))) >= EVERYTHING, "a kind of event never happened"
 
 
 @pytest.mark.slow
 def test_ten_thousand_random_schedules() -> None:
+    """A process a core, one thread each."""
     counts: Counter[str] = Counter()
-    for seed in range(10_000):
-        schedule = Schedule(seed)
-        schedule.run()
-        counts.update(schedule.counts)
+    blocks = [range(first, first + 50) for first in range(0, 10_000, 50)]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for of_block in pool.map(run, blocks):
+            counts.update(of_block)
     assert set(+counts) >= EVERYTHING
     report("schedules", {"schedules": 10_000, **counts})
 
@@ -48,7 +60,8 @@ def test_soak() -> None:
     report("soak", {"seconds": seconds, **counts})
 
 
-def report(name: str, result: dict[str, float]) -> None:
+def report(name: str, result: dict[str, Any]) -> None:
     """Writes what was run to the folder `RESULTS_OUT` names, if it does."""
     if "RESULTS_OUT" in os.environ:
-        (Path(os.environ["RESULTS_OUT"]) / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+        text = json.dumps({"origin": origin(), **result}, indent=2)
+        (Path(os.environ["RESULTS_OUT"]) / f"{name}.json").write_text(text + "\n")
