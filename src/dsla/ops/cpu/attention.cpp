@@ -53,7 +53,7 @@ struct Partial {
 };
 
 const int32_t LANE_NUMBERS[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-constexpr int MAX_SHARED = 8;  // query heads of a group that are computed at once
+constexpr int MAX_SHARED = WIDE_REGISTERS ? 8 : 4;  // query heads of a group that are computed at once
 
 // Where the keys and values of the first KV head of consecutive tokens lie; the last row is repeated beyond the end.
 struct Rows {
@@ -85,54 +85,61 @@ inline void fetch(const uint16_t* from, int slot, int dim) {
 // Weights of `count` <= LANES rows for R query heads of the KV head that lies `shift` elements into each row.
 // D is the head dim, or 0 where it is only known as `any_dim`.
 template <int R, int D>
-void weigh_rows(const uint16_t* const* keys, int count, int shift, int any_dim, const uint16_t* q, float scale,
-                const uint16_t* ahead, uint16_t* weights, Partial* out) {
+void weigh_rows(const uint16_t* const* keys, int count, int shift, int any_dim, const Element* q, float scale,
+                const uint16_t* ahead, Element* weights, Partial* out) {
     const int dim = D ? D : any_dim;
-    for (int r = 0; r < R; r++) {
-        vf dots[LANES];
+    vf dots[R][LANES];
+    for (int j = 0; j < LANES; j++) {
+        vf acc[R] = {};
+        fetch<LANES>(ahead, j, dim);
         UNROLL
-        for (int j = 0; j < LANES; j++) {
-            fetch<R * LANES>(ahead, r * LANES + j, dim);
-            dots[j] = vf{};
-            for (int d = 0; d < dim; d += 32)
-                dots[j] = dot_pairs(dots[j], load<vu>(q + r * dim + d), load<vu>(keys[j] + shift + d));
+        for (int d = 0; d < dim; d += 32) {
+            const Multiplied key = multiplied(keys[j] + shift + d);
+            UNROLL
+            for (int r = 0; r < R; r++) acc[r] = dot(acc[r], q + r * dim + d, key);
         }
-        vf scores = sums(dots) * scale;
+        UNROLL
+        for (int r = 0; r < R; r++) dots[r][j] = acc[r];
+    }
+    for (int r = 0; r < R; r++) {
+        vf scores = sums(dots[r]) * scale;
         if (count < LANES) scores = select(load<vi>(LANE_NUMBERS) < count, scores, splat(-INFINITY));
         const float highest = maximum(scores);
         if (highest > out[r].top) out[r].rescale(highest, dim);
         const vf exps = exponential(scores - out[r].top);
         out[r].totals += exps;
-        narrow(weights + r * LANES, exps);
+        put_elements(weights + r * LANES, exps);
     }
 }
 
 // Adds LANES rows of values by their weights.
 template <int R, int D>
-void add_rows(const uint16_t* const* values, int shift, int any_dim, const uint16_t* ahead, const uint16_t* weights,
+void add_rows(const uint16_t* const* values, int shift, int any_dim, const uint16_t* ahead, const Element* weights,
               Partial* out) {
     const int dim = D ? D : any_dim;
-    for (int d = 0; d < dim; d += 32) {
-        vf acc[R][2];
+    constexpr int width = GATHERED * LANES;
+    for (int d = 0; d < dim; d += width) {
+        vf acc[R][GATHERED];
         UNROLL
         for (int r = 0; r < R; r++)
             UNROLL
-            for (int c = 0; c < 2; c++) acc[r][c] = load<vf>(out[r].y + d + c * LANES);
-        for (int i = 0; i < LANES; i += 2) {
-            vu pairs[2];
-            fetch<LANES / 2>(ahead + d * LANES, i / 2, 32);
-            interleave(load<vh>(values[i] + shift + d), load<vh>(values[i + 1] + shift + d), pairs);
+            for (int c = 0; c < GATHERED; c++) acc[r][c] = load<vf>(out[r].y + d + c * LANES);
+        UNROLL
+        for (int i = 0; i < LANES / PAIRED; i++) {
+            Cells cells[GATHERED];
+            fetch<LANES / PAIRED>(ahead + d * LANES, i, width);
+            gather(values + i * PAIRED, shift + d, cells);
             UNROLL
             for (int r = 0; r < R; r++) {
-                const vu weight = splat(load<uint32_t>(weights + r * LANES + i));
+                const Cells weight = splat_cell(weights + r * LANES, i);
                 UNROLL
-                for (int c = 0; c < 2; c++) acc[r][c] = dot_pairs(acc[r][c], weight, pairs[c]);
+                for (int c = 0; c < GATHERED; c++) acc[r][c] = add_product(acc[r][c], weight, cells[c]);
             }
         }
         UNROLL
         for (int r = 0; r < R; r++)
             UNROLL
-            for (int c = 0; c < 2; c++) store(out[r].y + d + c * LANES, acc[r][c]);
+            for (int c = 0; c < GATHERED; c++) store(out[r].y + d + c * LANES, acc[r][c]);
     }
 }
 
@@ -146,8 +153,8 @@ constexpr decltype(&add_rows<1, D>) ADD[] = {
     add_rows<5, D>, add_rows<6, D>, add_rows<7, D>, add_rows<8, D>};
 
 // Attention of all query heads over `count` <= LANES rows from `first` on, added to `out` [H]; weights [H, LANES] is scratch.
-void attend_rows(const Rows& rows, int first, int count, int groups, int per_group, int dim, const uint16_t* q, float scale,
-                 uint16_t* weights, Partial* out) {
+void attend_rows(const Rows& rows, int first, int count, int groups, int per_group, int dim, const Element* q, float scale,
+                 Element* weights, Partial* out) {
     const auto* weigh = dim == 64 ? WEIGH<64> : dim == 128 ? WEIGH<128> : WEIGH<0>;
     const auto* add = dim == 64 ? ADD<64> : dim == 128 ? ADD<128> : ADD<0>;
     const uint16_t *const *keys = rows.keys + first, *const *values = rows.values + first;
@@ -210,9 +217,10 @@ void dsla_attend_decode(int threads, int n, int heads, int groups, int dim, cons
         const Rows rows(pages, tables[i], begin, lengths[i]);
         Partial* out = &partials[piece * heads];
         for (int h = 0; h < heads; h++) out[h].clear(dim);
-        std::vector<uint16_t> weights(heads * LANES);
+        std::vector<Element> queries(heads * dim), weights(heads * LANES);
+        for (int h = 0; h < heads; h++) put_row(&queries[h * dim], q + i * q_stride + h * dim, dim);
         for (int first = 0; first < keys; first += LANES)
-            attend_rows(rows, first, std::min(LANES, keys - first), groups, per_group, dim, q + i * q_stride, scale,
+            attend_rows(rows, first, std::min(LANES, keys - first), groups, per_group, dim, queries.data(), scale,
                         weights.data(), out);
     }
     for (int i = 0; i < n; i++) {

@@ -17,12 +17,19 @@ typedef uint32_t Cell;
 typedef vu Cells;
 inline Cells splat_cell(const Element* row, int i) { return splat(reinterpret_cast<const uint32_t*>(row)[i]); }
 inline vf add_product(vf sum, Cells a, Cells b) { return dot_pairs(sum, a, b); }
+// Values of PAIRED rows from place `at` on, as GATHERED vectors of cells.
+constexpr int GATHERED = 2;
+inline void gather(const uint16_t* const* rows, int64_t at, Cells* cells) {
+    interleave(load<vh>(rows[0] + at), load<vh>(rows[1] + at), cells);
+}
 #else
 constexpr int PAIRED = 1;
 typedef float Cell;
 typedef vf Cells;
 inline Cells splat_cell(const Element* row, int i) { return splat(row[i]); }
 inline vf add_product(vf sum, Cells a, Cells b) { return sum + a * b; }
+constexpr int GATHERED = 1;
+inline void gather(const uint16_t* const* rows, int64_t at, Cells* cells) { *cells = widen(*rows + at); }
 #endif
 
 // Scores of ROWS query rows [D] against 64 keys; keys packed [16 keys][D / PAIRED][16] cells.

@@ -253,6 +253,22 @@ inline void put_row(Element* to, const uint16_t* from, int64_t n) {
 }
 #endif
 
+// 32 bfloat16 as they are multiplied with Elements, and sum += their products with those at x, two to a lane.
+#if defined(__AVX512BF16__)
+typedef vu Multiplied;
+inline Multiplied multiplied(const uint16_t* from) { return load<vu>(from); }
+inline vf dot(vf sum, const Element* x, Multiplied w) { return dot_pairs(sum, load<vu>(x), w); }
+#else
+struct Multiplied {
+    vf low, high;
+};
+inline Multiplied multiplied(const uint16_t* from) { return {widen(from), widen(from + LANES)}; }
+inline vf dot(vf sum, const Element* x, Multiplied w) {
+    sum += load<vf>(x) * w.low;
+    return sum + load<vf>(x + LANES) * w.high;
+}
+#endif
+
 // sum[i] += x[0] w[2i] + x[1] w[2i + 1] of 16 pairs w of bfloat16.
 inline vf dot_pair(vf sum, const Element* x, vu w) {
 #if defined(__AVX512BF16__)
