@@ -232,9 +232,53 @@ def test_linear(n: int, n_out: int, k: int, biased: bool) -> None:
     assert error(linear_packed(x, panels, bias), F.linear(x.double(), weight.double(), wide)) < 3e-3
     four = pack_int4(weight)
     assert four.numel() * 4 == n_out * k * 5 // 8
-    assert error(linear_int4(x, four, bias), F.linear(x.double(), unpack_int4(four).double(), wide)) < 3e-3
+    found, seen = linear_int4(x, four, bias), as_multiplied_with_int4(x)
+    assert error(found, F.linear(seen, unpack_int4(four).double(), wide)) < 3e-3
+    assert error(found, F.linear(x.double(), unpack_int4(four).double(), wide)) < 1e-2
     alone = torch.cat([linear_packed(row, panels, bias) for row in x.split(1)])
     assert error(alone, linear_packed(x, panels, bias)) < 3e-3
+
+
+def as_multiplied_with_int4(x: torch.Tensor) -> torch.Tensor:
+    """Rows as the int4 kernel sees them: where it rounds them, multiples of 1 / 127 of the largest of each 32."""
+    found = kernels()
+    assert found is not None
+    if not found.rounds_rows:
+        return x.double()
+    groups = x.double().unflatten(-1, (-1, 32))
+    scale = (groups.abs().amax(-1, keepdim=True) / 127).clamp_min(1e-300)
+    return ((groups / scale).round() * scale).flatten(-2)
+
+
+@needs_kernels
+def test_int4_rows_do_not_depend_on_their_company() -> None:
+    """Where rows are rounded their results are the same bits in any company; elsewhere they are as near as other products."""
+    torch.manual_seed(0)
+    four, x = pack_int4(torch.randn(48, 64).bfloat16()), torch.randn(23, 64).bfloat16()
+    together = linear_int4(x, four)
+    for size in (1, 2, 3, 4, 5, 22):
+        apart = torch.cat([linear_int4(part, four) for part in x.split(size)])
+        assert error(apart, together) < 3e-3
+        if kernels().rounds_rows:
+            assert torch.equal(apart, together)
+
+
+@needs_kernels
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e38, 0.0, 1e-38])
+def test_int4_with_extreme_inputs(value: float) -> None:
+    """What is no number stays none, in its own row only; whatever else stays finite."""
+    weight = torch.randn(32, 64).bfloat16()
+    four, x = pack_int4(weight), torch.randn(6, 64).bfloat16()
+    x[2, 40:] = 0
+    x[2, 33] = value
+    found, others = linear_int4(x, four), torch.arange(6) != 2
+    assert found[others].isfinite().all()
+    exact = F.linear(as_multiplied_with_int4(x), unpack_int4(four).double())
+    assert error(found[others], exact[others]) < 3e-3
+    if not torch.tensor(value).isfinite():
+        assert not found[2].isfinite().any()
+    elif value < 1:
+        assert error(found[2], exact[2]) < 3e-3
 
 
 @pytest.mark.usefixtures("python_only")

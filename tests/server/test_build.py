@@ -80,6 +80,13 @@ def test_objectives_reach_the_policy(folders: tuple[str, str]) -> None:
     assert levels.endswith("when memory gets short, or TTFT exceeds 2 s, or TPOT exceeds 0.1 s")
 
 
+def test_limits_reach_the_engine(folders: tuple[str, str]) -> None:
+    config = build_engine(
+        EngineSettings(*folders, memory_bytes=1 << 20, park_bytes=3 << 20, max_waiting=7)
+    ).engine.config
+    assert (config.park_bytes, config.max_waiting) == (3 << 20, 7)
+
+
 @pytest.mark.parametrize("given", [None, 3])
 def test_threads_are_measured_unless_they_are_given(
     folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch, given: int | None

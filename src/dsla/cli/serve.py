@@ -50,6 +50,9 @@ def serve(
     park: Annotated[
         str, typer.Option(help="Memory beside --memory for requests that must wait in the middle; 0: they recompute.")
     ] = "0",
+    max_waiting: Annotated[
+        int, typer.Option(help="Requests that may wait; more are answered 429, try again later.", min=1)
+    ] = 4096,
     weights: Annotated[
         str | None, typer.Option(help="bf16, or int4: four bits, in groups of 32. Default: the model's own dtype.")
     ] = None,
@@ -94,6 +97,7 @@ def serve(
                 max_step_seconds=max_step_seconds,
                 cache_bytes=cache_bytes,
                 park_bytes=park_bytes,
+                max_waiting=max_waiting,
                 weights=weights,
                 state_dtype=state_dtype,
                 threads=threads,

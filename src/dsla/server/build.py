@@ -43,6 +43,7 @@ class EngineSettings:
         max_step_seconds: time of a step, at most, as far as there is a choice.
         cache_bytes: bytes kept for requests that begin as earlier ones did; None = all that is free, 0 = none.
         park_bytes: memory beside the budget for what requests that must give way remember; 0 = it is computed again.
+        max_waiting: requests that may wait; more are refused with 429.
         weights: `bf16`, or `int4`: projections in four bits, in groups of 32 inputs; None = the model's own dtype.
         state_dtype: what the states of converted layers are kept in, `fp32`, or `bf16` beside a bf16 model; None = fp32.
         threads: threads to compute with; None = the number that is fastest, measured at the first start.
@@ -60,6 +61,7 @@ class EngineSettings:
     max_step_seconds: float = 0.25
     cache_bytes: int | None = None
     park_bytes: int = 0
+    max_waiting: int = 4096
     weights: str | None = None
     state_dtype: str | None = None
     threads: int | None = None
@@ -130,6 +132,7 @@ def build_engine(settings: EngineSettings) -> Service:
             level=settings.level,
             cache_bytes=settings.cache_bytes,
             park_bytes=settings.park_bytes,
+            max_waiting=settings.max_waiting,
         ),
         make_policy(policy) if may_adapt else None,
         cost=load_or_measure(decoder),

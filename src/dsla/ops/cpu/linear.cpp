@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "int8.h"
 #include "vec.h"
 
 using namespace dsla;
@@ -176,6 +177,35 @@ void many_rows(int threads, int64_t n, int64_t k, int64_t n_out, const float* x,
 
 #endif
 
+#if defined(DSLA_ROUNDS_ROWS)
+
+constexpr decltype(&tile_int8<1>) TILES_INT8[INT8_ROWS] = {tile_int8<1>, tile_int8<2>, tile_int8<3>, tile_int8<4>};
+
+// y [n, n_out] = x [n, k] w^T + bias, int4 weights and rows rounded to int8.
+void linear_int8(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_t* x, const uint32_t* w, const uint16_t* bias,
+                 uint16_t* y) {
+    const int64_t groups = k / GROUP;
+    std::vector<int8_t> rounded(n * k);
+    std::vector<float> scales(n * groups), totals(n * groups);
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < n * groups; i++) quantize(x + i * GROUP, &rounded[i * GROUP], &scales[i], &totals[i]);
+#pragma omp for schedule(static)
+        for (int64_t first = 0; first < n_out; first += LANES)
+            for (int64_t row = 0; row < n; row += INT8_ROWS) {
+                const int rows = int(std::min<int64_t>(INT8_ROWS, n - row));
+                float out[INT8_ROWS * LANES];
+                TILES_INT8[rows - 1](&rounded[row * k], &scales[row * groups], &totals[row * groups],
+                                     w + first / LANES * groups * GROUP_WORDS, k, out);
+                for (int m = 0; m < rows; m++)
+                    narrow(y + (row + m) * n_out + first, load<vf>(out + m * LANES) + (bias ? widen(bias + first) : vf{}));
+            }
+    }
+}
+
+#endif
+
 }  // namespace
 
 extern "C" {
@@ -205,9 +235,21 @@ void dsla_linear(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_
     }
 }
 
+// Whether rows are rounded to int8 before they are multiplied with int4 weights.
+int dsla_rounds_rows() {
+#if defined(DSLA_ROUNDS_ROWS)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
 // The same with int4 weights, packed as above.
 void dsla_linear_int4(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_t* x, const uint32_t* w,
                       const uint16_t* bias, uint16_t* y) {
+#if defined(DSLA_ROUNDS_ROWS)
+    return linear_int8(threads, n, k, n_out, x, w, bias, y);
+#endif
     const int64_t groups = k / GROUP;
     std::vector<Element> kept;
     const Element* rows_of_x = elements(threads, x, n, k, kept);
