@@ -14,8 +14,7 @@ from dsla.errors import KernelError
 from dsla.hub import cache_dir
 from dsla.storage import write_atomically
 
-SOURCES = ("attention.cpp", "step.cpp", "prefill.cpp", "fold.cpp", "linear.cpp", "rows.cpp")
-_HEADERS = ("vec.h", "tiles.h", "product.h", "mixer.h")
+_FOLDER = Path(__file__).parent
 # -fopenmp only to compile: the OpenMP calls are resolved to the runtime that PyTorch has loaded, so that both share threads.
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-c")
 _SECONDS = 120
@@ -32,24 +31,22 @@ def library() -> Path:
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise KernelError("no C++ compiler (g++ or clang++) was found: install one for the fast CPU kernels")
-    folder = Path(__file__).parent
     version = _run([compiler, "-march=native", "-dM", "-E", "-x", "c++", "/dev/null"])
     digest = hashlib.sha256("\0".join((compiler, version, platform.platform(), *_FLAGS)).encode())
-    for name in (*SOURCES, *_HEADERS):
-        digest.update((folder / name).read_bytes())
+    for file in sorted([*_FOLDER.glob("*.cpp"), *_FOLDER.glob("*.h")]):
+        digest.update(file.read_bytes())
     built = cache_dir() / "kernels" / f"{digest.hexdigest()[:16]}.so"
     if not built.is_file():
         _log.info("compiling the CPU kernels, once for this machine")
         built.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(built, lambda path: _compile(compiler, folder, path))
+        write_atomically(built, lambda path: _compile(compiler, path))
     return built
 
 
-def _compile(compiler: str, folder: Path, out: Path) -> None:
-    objects = [out.with_name(f"{out.name}.{name}.o") for name in SOURCES]
-    commands = [
-        [compiler, *_FLAGS, str(folder / name), "-o", str(path)] for name, path in zip(SOURCES, objects, strict=True)
-    ]
+def _compile(compiler: str, out: Path) -> None:
+    sources = sorted(_FOLDER.glob("*.cpp"))
+    objects = [out.with_name(f"{out.name}.{file.name}.o") for file in sources]
+    commands = [[compiler, *_FLAGS, str(file), "-o", str(path)] for file, path in zip(sources, objects, strict=True)]
     try:
         with ThreadPoolExecutor() as pool:
             list(pool.map(_run, commands))
