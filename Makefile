@@ -19,7 +19,7 @@ serve: setup
 	$(BIN)/dsla serve $(ARGS)
 
 test: $(DEV) model
-	$(BIN)/pytest -q $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal $(ARGS)
 
 check: $(DEV)
 	$(BIN)/ruff check src tests

@@ -53,6 +53,20 @@ def _goodput(trace: str, multiple: str) -> Callable[[dict[str, Any]], float]:
     return lambda results: float(results["serving"]["traces"][trace]["rates"][multiple]["goodput_ratio"])
 
 
+def _least_goodput(trace: str) -> Callable[[dict[str, Any]], float]:
+    """The ratio at the rate where it is least."""
+    return lambda results: min(
+        float(row["goodput_ratio"]) for row in results["serving"]["traces"][trace]["rates"].values()
+    )
+
+
+def _lost(results: dict[str, Any]) -> float:
+    """Accepted requests without a complete answer, of all replays against the adaptive server."""
+    traces = results["serving"]["traces"].values()
+    rows = [row["adaptive"] for trace in traces for row in trace["rates"].values()]
+    return float(sum(row["failed"] + row["cancelled"] + row["short"] for row in rows))
+
+
 def _longest_step(results: dict[str, Any]) -> float:
     found = results["engine"]["conversion"]
     return float(max(found["longest_step_seconds"]) / found["step_bound_seconds"])
@@ -70,10 +84,9 @@ BARS: tuple[Bar, ...] = (
      _peer("decode 1 x 7936", _OURS.format(0, "int4"), _LLAMA), 1.3, True),
     ("decode, 1 x 512, int4, level 0", "llama.cpp",
      _peer("decode 1 x 512", _OURS.format(0, "int4"), _LLAMA), 1.0, True),
-    ("prefill, 2,048, bf16, level 0", "llama.cpp",
-     _peer("prefill 2048", _OURS.format(0, "bf16"), _LLAMA), 3, True),
-    ("prefill, 7,936, bf16, level 0", "llama.cpp",
-     _peer("prefill 7936", _OURS.format(0, "bf16"), _LLAMA), 3, True),
+    *((f"prefill, {tokens:,}, {weights}, level 0", "llama.cpp",
+       _peer(f"prefill {tokens}", _OURS.format(0, weights), _LLAMA), 3, True)
+      for tokens in (2048, 7936) for weights in ("int4", "bf16")),
     ("prefill, 2,048, bf16, level 0", "transformers",
      _peer("prefill 2048", _OURS.format(0, "bf16"), _DYNAMIC), 1, True),
     ("prefill, 7,936, bf16, level 0", "transformers",
@@ -88,6 +101,9 @@ BARS: tuple[Bar, ...] = (
     ("first token of a second turn, worst level", "cold prefill", _engine("second_turn", "worst_share"), 0.05, False),
     ("goodput, Mooncake conversation, 1.5 x capacity", "level 0",
      _goodput("mooncake_conversation", "1.5"), 1.3, True),
+    ("goodput, Mooncake conversation, least over the rates", "level 0", _least_goodput("mooncake_conversation"), 1, True),
+    ("goodput, Azure conversation, least over the rates", "level 0", _least_goodput("azure2023_conv"), 1, True),
+    ("accepted requests without a complete answer", "none", _lost, 0, False),
 )  # fmt: skip
 
 

@@ -96,7 +96,8 @@ async def compared(servers: dict[str, Server], workload: Workload, rate: float, 
     for setting, server in servers.items():
         time.sleep(CALM)
         row[setting] = summary(await replayed(server, workload.at_rate(rate).requests, seed), goal)
-    row["goodput_ratio"] = row["adaptive"]["goodput"] / max(row["level 0"]["goodput"], 1e-9)
+    adaptive, level_0 = row["adaptive"]["goodput"], row["level 0"]["goodput"]
+    row["goodput_ratio"] = 1.0 if adaptive == level_0 else adaptive / max(level_0, 1e-9)
     return row
 
 

@@ -116,8 +116,9 @@ def test_serve_finds_a_port_in_use_before_it_loads_anything(monkeypatch: pytest.
     ("arguments", "message"),
     [
         (("--memory", "lots"), "--memory: expected a size"),
-        (("--level", "1", "--adaptive"), "exclude each other"),
-        (("--adaptive",), "need an adapter"),
+        (("--level", "1", "--adaptive", "on"), "exclude each other"),
+        (("--adaptive", "on"), "need an adapter"),
+        (("--adaptive", "maybe"), "--adaptive must be on or off, found 'maybe'"),
     ],
 )
 def test_serve_refuses(folders: tuple[str, str], arguments: tuple[str, ...], message: str) -> None:

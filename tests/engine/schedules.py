@@ -7,6 +7,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from dsla.engine import Decision, RequestSummary, SamplingParams, Signals
@@ -97,6 +98,9 @@ class Schedule:
         options = rng.choice(OPTIONS)
         for index in range(rng.choice([1, 1, 1, 3])):
             own = name if not index else f"{name}.{index}"
+            if index:
+                # With a seed of its own, so that its text and what it remembers become others than its sibling's.
+                params = replace(params, temperature=0.9, seed=100 + index)
             with contextlib.suppress(EngineError):
                 self.engine.add_request(prompt, params, request_id=own, sibling_of=name if index else None, **options)
                 self.asked[own] = (prompt, params)

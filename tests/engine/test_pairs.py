@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from dsla.engine import SamplingParams
 from tests.engine.schedules import happened
-from tests.engine.tiny import RecordingEngine, assert_as_reference, random_prompt, tiny_engine
+from tests.engine.tiny import FakeClock, RecordingEngine, assert_as_reference, random_prompt, slow_folds, tiny_engine
 
 GREEDY = SamplingParams(max_tokens=10, ignore_eos=True)
 LONG, SHORT = random_prompt(60, 1), random_prompt(7, 2)
-PREEMPTIONS = ["parked", "replayed"]
+SIBLINGS = {name: replace(GREEDY, temperature=1.5, seed=seed) for seed, name in enumerate(("a", "a.1", "a.2"))}
+"""Each with a seed of its own: their texts differ, and so does what they write into the page they share."""
 
 
 def make(**config: Any) -> RecordingEngine:
     return tiny_engine(**{"level": 0, **config})
+
+
+def add_siblings(engine: RecordingEngine, prompt: list[int], *names: str, **options: Any) -> None:
+    for name in names:
+        sibling_of = None if name == names[0] else names[0]
+        engine.add_request(prompt, SIBLINGS[name], request_id=name, sibling_of=sibling_of, **options)
 
 
 def preempt(engine: RecordingEngine, name: str) -> None:
@@ -41,7 +49,7 @@ def check(engine: RecordingEngine, prompts: dict[str, list[int]], **counts: int)
     """All requests are as the reference, all memory is back, and what the test is about has happened so often."""
     found = happened(engine)
     for name, prompt in prompts.items():
-        assert_as_reference(engine, name, prompt)
+        assert_as_reference(engine, name, prompt, SIBLINGS.get(name) if "a.1" in prompts else None)
     assert {name: found[name.replace("_", " ")] for name in counts} == counts
     assert engine.arena.free_units == engine.arena.n_units
     engine._cache.clear()
@@ -102,9 +110,9 @@ def test_chunking_and_cancellation_in_mid_prompt(at: int) -> None:
 @pytest.mark.parametrize("max_step_tokens", [9, 64])
 def test_chunking_and_siblings(level: int, max_step_tokens: int) -> None:
     engine = make(level=level, max_step_tokens=max_step_tokens)
-    for name in ("a", "a.1", "a.2"):
-        engine.add_request(LONG, GREEDY, request_id=name, sibling_of="a" if name != "a" else None)
+    add_siblings(engine, LONG, *SIBLINGS)
     engine.run()
+    assert len({tuple(engine.outputs[name]) for name in SIBLINGS}) == 3
     assert engine.stats()["prompt_tokens"] == len(LONG)
     check(engine, {"a": LONG, "a.1": LONG, "a.2": LONG}, forked=2)
 
@@ -161,9 +169,10 @@ def test_level_change_of_a_request_leaves_the_prefix_it_shares_alone() -> None:
     check(engine, {"a": LONG, "b": LONG + SHORT, "c": LONG + SHORT[::-1]}, prefix_hits=2, conversions=3)
 
 
+@pytest.mark.parametrize("level", [0, 2])
 @pytest.mark.parametrize("cancelled", ["first", "second"])
-def test_prefix_reuse_and_cancellation(cancelled: str) -> None:
-    engine = make()
+def test_prefix_reuse_and_cancellation(cancelled: str, level: int) -> None:
+    engine = make(level=level)
     engine.add_request(LONG, GREEDY, request_id="first")
     until(engine, lambda: "first" in engine.outputs)
     engine.add_request(LONG + SHORT, GREEDY, request_id="second")
@@ -181,11 +190,11 @@ def test_prefix_reuse_and_siblings(level: int) -> None:
     engine.add_request(LONG, GREEDY, request_id="first")
     engine.run()
     second = LONG + engine.outputs["first"] + SHORT
-    engine.add_request(second, GREEDY, request_id="second")
-    engine.add_request(second, GREEDY, request_id="second.1", sibling_of="second")
+    add_siblings(engine, second, "a", "a.1")
     engine.run()
     assert engine.stats()["prompt_tokens"] == len(LONG) + 1 + len(SHORT)
-    check(engine, {"first": LONG, "second": second, "second.1": second}, prefix_hits=2, forked=1)
+    assert engine.outputs["a"] != engine.outputs["a.1"]
+    check(engine, {"first": LONG, "a": second, "a.1": second}, prefix_hits=2, forked=1)
 
 
 @pytest.mark.parametrize("park_bytes", [0, 1 << 30], ids=["replayed", "parked"])
@@ -236,24 +245,29 @@ def test_preemption_and_cancellation(when: str, park_bytes: int) -> None:
 
 
 @pytest.mark.parametrize("park_bytes", [0, 1 << 30], ids=["replayed", "parked"])
-@pytest.mark.parametrize("at", [3, 7, 10])
-def test_preemption_and_siblings(at: int, park_bytes: int) -> None:
+@pytest.mark.parametrize(("at", "preempted"), [(3, "a"), (7, "a"), (10, "a"), (8, "a.1"), (12, "a.1")])
+def test_preemption_and_siblings(at: int, preempted: str, park_bytes: int) -> None:
     engine = make(level=2, park_bytes=park_bytes)
-    for name in ("a", "a.1"):
-        engine.add_request(LONG, GREEDY, request_id=name, sibling_of="a" if name != "a" else None)
+    add_siblings(engine, LONG, "a", "a.1")
     steps(engine, at)
-    preempt(engine, "a")
+    preempt(engine, preempted)
     engine.run()
+    assert engine.outputs["a"] != engine.outputs["a.1"]
     check(engine, {"a": LONG, "a.1": LONG}, **{"parked" if park_bytes else "replayed": 1})
 
 
-@pytest.mark.parametrize("wanted", [1, 3])
-def test_level_change_and_cancellation(wanted: int) -> None:
-    engine = make()
+@pytest.mark.parametrize("converted", [0, 1, 2, 3])
+def test_level_change_and_cancellation(converted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request is cancelled on its way to level 3, which a slow fold makes a matter of three steps."""
+    clock = FakeClock()
+    engine = make(clock=clock, max_step_seconds=1.0)
+    slow_folds(monkeypatch, clock, 0.4)
     for name in ("a", "b"):
         engine.add_request(LONG if name == "a" else SHORT, GREEDY, request_id=name)
     until(engine, lambda: "a" in engine.outputs)
-    engine.set_level(wanted)
+    engine.set_level(3)
+    until(engine, lambda: engine._requests["a"].level >= converted)
+    assert engine._requests["a"].level == converted
     engine.cancel("a")
     engine.run()
     check(engine, {"a": LONG, "b": SHORT}, cancelled=1)
@@ -262,9 +276,7 @@ def test_level_change_and_cancellation(wanted: int) -> None:
 @pytest.mark.parametrize("at", [2, 7, 9])
 def test_level_change_and_siblings(at: int) -> None:
     engine = make()
-    for name in ("a", "a.1", "a.2"):
-        options = {"max_level": 3} if name == "a" else {"max_level": 3, "sibling_of": "a"}
-        engine.add_request(LONG, GREEDY, request_id=name, **options)
+    add_siblings(engine, LONG, *SIBLINGS, max_level=3)
     steps(engine, at)
     engine.set_level(2)
     engine.run()
@@ -276,8 +288,7 @@ def test_level_change_and_siblings(at: int) -> None:
 @pytest.mark.parametrize("cancelled", ["a", "a.1"])
 def test_cancellation_and_siblings(cancelled: str, at: int) -> None:
     engine = make(level=1)
-    for name in ("a", "a.1", "a.2"):
-        engine.add_request(LONG, GREEDY, request_id=name, sibling_of="a" if name != "a" else None)
+    add_siblings(engine, LONG, *SIBLINGS)
     steps(engine, at)
     engine.cancel(cancelled)
     engine.run()

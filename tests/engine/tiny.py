@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -23,6 +24,8 @@ from dsla.engine import (
     Signals,
     StepOutput,
 )
+from dsla.engine.cost import CostModel
+from dsla.engine.memory import RequestMemory
 from dsla.engine.request import Request
 from dsla.engine.sampler import choose
 from dsla.engine.weights import build_weights
@@ -105,13 +108,35 @@ def tiny_engine(
     decoder: PackedDecoder | None = None,
     policy: Policy | None = None,
     clock: Callable[[], float] = time.monotonic,
+    cost: CostModel | None = None,
     **config: Any,
 ) -> RecordingEngine:
     decoder = decoder or tiny_decoder()
     one = decoder.arena(1 << 16, PAGE_TOKENS)
     arena = decoder.arena(units * one.page_bytes, PAGE_TOKENS, poison=True)
     settings = {"max_step_tokens": 9, "max_running": 8, **config}
-    return RecordingEngine(decoder, arena, EngineConfig(**settings), policy, clock)
+    return RecordingEngine(decoder, arena, EngineConfig(**settings), policy, clock, cost)
+
+
+class FakeClock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def slow_folds(monkeypatch: pytest.MonkeyPatch, clock: FakeClock, seconds: float) -> None:
+    """Lets every conversion of a layer take so long."""
+    fold = RequestMemory.fold
+
+    def slow(memory: RequestMemory, *args: Any) -> None:
+        fold(memory, *args)
+        clock.now += seconds
+
+    monkeypatch.setattr(RequestMemory, "fold", slow)
 
 
 def no_policy(

@@ -87,6 +87,23 @@ def test_attention_over_pages(groups: int, shared: int, dim: int, prior: int, to
 
 
 @needs_kernels
+@pytest.mark.parametrize("name", ["k", "v"])
+@pytest.mark.parametrize("at", [0, 5, 66])
+def test_what_is_no_number_in_a_cache_shows(name: str, at: int) -> None:
+    """In all heads that read it, and in no others."""
+    generator = torch.Generator().manual_seed(0)
+    cached = {part: torch.randn(68, 2, 64, generator=generator).bfloat16() for part in ("k", "v")}
+    cached[name][at, 1, 3] = torch.nan
+    q = torch.randn(1, 4, 64, generator=generator).bfloat16()
+    for attend in (attend_decode, attend_prefill):
+        pools, table = pages_with(cached["k"][:-1], cached["v"][:-1], 68, generator)
+        place = ([table], torch.tensor([67])) if attend is attend_decode else (table, 67)
+        found = attend(q, cached["k"][-1:], cached["v"][-1:], pools, *place)
+        assert found[:, :2].isfinite().all()
+        assert found[:, 2:].isnan().any(-1).all()
+
+
+@needs_kernels
 def test_a_request_does_not_depend_on_its_batch_or_the_threads() -> None:
     generator = torch.Generator().manual_seed(0)
     lengths = [5, 1200, 513, 64]

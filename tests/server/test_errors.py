@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -232,3 +235,19 @@ def test_a_mistake_in_one_prompt_of_several_leaves_nothing_running(served: Serve
     before = served.stats()["finished"]
     check(served.http.post(TEXT, json=TEXT_BODY | {"prompt": [[5], [10**6]]}), 400, "prompt", "invalid_value")
     assert served.stats()["finished"] == before
+
+
+def test_full_queue_is_answered_429_and_when_to_come_back(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = served.engine.engine
+    with ThreadPoolExecutor(1) as pool, monkeypatch.context() as patch:
+        patch.setattr(engine._scheduler, "_max_running", 0)
+        patch.setattr(engine, "config", replace(engine.config, max_waiting=1))
+        first = pool.submit(post, served, TEXT, TEXT_BODY)
+        while engine.stats()["waiting"] == 0:
+            time.sleep(0.01)
+        for stream in (False, True):
+            refused = post(served, TEXT, {**TEXT_BODY, "stream": stream})
+            assert "wait" in check(refused, 429, None, "overloaded")
+            assert int(refused.headers["retry-after"]) >= 1
+        patch.undo()
+        assert first.result(20).status_code == 200

@@ -32,11 +32,8 @@ def serve(
         int | None, typer.Option(help="Fixed level of all requests: how many layers are converted.", min=0)
     ] = None,
     adaptive: Annotated[
-        bool | None,
-        typer.Option(
-            "--adaptive/--no-adaptive",
-            help="Convert layers under load. Default: yes, if there is an adapter and no --level.",
-        ),
+        str | None,
+        typer.Option(help="on, off: convert layers under load. Default: on, if there is an adapter and no --level."),
     ] = None,
     page_tokens: Annotated[int, typer.Option(help="Tokens of a KV page.", min=1)] = 16,
     max_step_tokens: Annotated[int, typer.Option(help="Tokens of one step, at most.", min=2)] = 512,
@@ -74,6 +71,8 @@ def serve(
     memory_bytes = parse_bytes(memory, "--memory") if memory is not None else None
     cache_bytes = parse_bytes(cache, "--cache", 0) if cache is not None else None
     park_bytes = parse_bytes(park, "--park", 0)
+    if adaptive not in (None, "on", "off"):
+        raise ConfigError(f"--adaptive must be on or off, found {adaptive!r}")
     try:
         from dsla.server.run import bind, server, url
     except ModuleNotFoundError as error:
@@ -91,7 +90,7 @@ def serve(
                 adapter=adapter,
                 memory_bytes=memory_bytes,
                 level=level,
-                adaptive=adaptive,
+                adaptive=None if adaptive is None else adaptive == "on",
                 page_tokens=page_tokens,
                 max_step_tokens=max_step_tokens,
                 max_step_seconds=max_step_seconds,

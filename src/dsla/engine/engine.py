@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -137,7 +138,8 @@ class Engine:
     @property
     def parked_bytes(self) -> int:
         """Host memory that preempted requests take."""
-        return sum(request.parked.nbytes for request in self._requests.values() if request.parked is not None)
+        parked = [request.parked for request in list(self._requests.values())]
+        return sum(memory.nbytes for memory in parked if memory is not None)
 
     def check_request(
         self,
@@ -234,7 +236,9 @@ class Engine:
         request = self._requests.get(request_id)
         if request is None:
             return False
-        self._keep_ended(request)
+        # No logits have shown yet that what it remembers of its prompt is sound.
+        if request.memory is not None and (request.output or request.memory.broken_layer(request.computed) is None):
+            self._keep_ended(request)
         self._close(request, Event(self._clock(), "cancel", request.id, "cancelled"))
         self._outputs.append(StepOutput.of(request, [], "abort"))
         return True
@@ -410,6 +414,7 @@ class Engine:
         self._outputs.append(StepOutput.of(request, tokens, reason, logprobs=logprobs))
 
     def _fail(self, request: Request, message: str, now: float) -> None:
+        self._cache.forget(np.array(request.tokens[: request.computed], dtype=np.int64))
         self._close(request, Event(now, "error", request.id, message))
         self._outputs.append(StepOutput.of(request, [], "error", message))
 
@@ -418,5 +423,6 @@ class Engine:
         if request.memory is not None:
             request.memory.release()
         request.memory = request.parked = None
+        self._cache.trim()
         del self._requests[request.id]
         self._log.add(event)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 _WINDOW_SECONDS = 10.0
+_MOST_STEPS = 10_000
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class EventLog:
     def __init__(self, size: int) -> None:
         self._lock = threading.Lock()
         self._events: deque[Event] = deque(maxlen=size)
-        self._steps: deque[tuple[float, int, int]] = deque()
+        self._steps: deque[tuple[float, int, int]] = deque(maxlen=_MOST_STEPS)
         self.conversions: Counter[str] = Counter()
         self.finished: Counter[str] = Counter()
         self.steps = self.prompt_tokens = self.generated_tokens = 0
@@ -88,5 +89,6 @@ class EventLog:
         }
 
     def _forget(self, now: float) -> None:
-        while self._steps and self._steps[0][0] < now - _WINDOW_SECONDS:
+        # Steps after now are from before the clock jumped back.
+        while self._steps and not now - _WINDOW_SECONDS <= self._steps[0][0] <= now:
             self._steps.popleft()

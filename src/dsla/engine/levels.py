@@ -127,17 +127,16 @@ class LevelControl:
         """Makes the room a step needs: by conversions, by shorter chunks of prompts, by sending requests back.
 
         Returns:
-            What the step computes.
+            What the step computes; nothing where conversions alone take its time, and the next one goes on with them.
 
         Raises:
             EngineError: if a request that is alone finds no room, which admission rules out.
         """
         while True:
-            for urgent in (False, True):
-                chunks = self._convert_for(chunks, now, urgent)
-                fitting = self._fitting(chunks)
-                if fitting or not chunks:
-                    return fitting
+            chunks = self._convert_for(chunks, now)
+            fitting = self._fitting(chunks)
+            if fitting or not chunks or not self._pace.converts():
+                return fitting
             last = self._scheduler.by_arrival()[-1]
             if len(self._scheduler.running) == 1:
                 raise EngineError(f"request {last.id!r} has no room although it is alone: this is a bug in dsla")
@@ -161,7 +160,7 @@ class LevelControl:
             reason = "no memory for states" if self._decoder.foldable else "adapter not foldable"
             self._log.add(Event(now, "defer", request.id, reason, from_level=request.level, to_level=goal.level))
 
-    def _convert_for(self, chunks: list[Chunk], now: float, urgent: bool = False) -> list[Chunk]:
+    def _convert_for(self, chunks: list[Chunk], now: float) -> list[Chunk]:
         """Converts layers, of the longest requests first, until a step has the memory it needs, as far as that helps."""
         after = {chunk.request.id: chunk.request.computed + chunk.count for chunk in chunks}
         requests = sorted(self._scheduler.running.values(), key=lambda r: after.get(r.id, r.computed), reverse=True)
@@ -174,7 +173,7 @@ class LevelControl:
                 gain, pays = self._gain(request, after.get(request.id, request.computed))
                 if gain > 0 and pays == self_financing:
                     level = min(request.level - (-missing // gain), request.ceiling)
-                    self._raise(request, level, "memory", now, urgent)
+                    self._raise(request, level, "memory", now)
                     chunks = [chunk for chunk in chunks if chunk.request.status is Status.RUNNING]
         return chunks
 
@@ -203,22 +202,27 @@ class LevelControl:
         return fitting
 
     def _replay(self, request: Request, now: float) -> None:
-        """Converts what had been converted at this token before; others that came later give way if it is the oldest."""
-        while request.level < request.replayed_level and request.memory is not None:
+        """Converts what had been converted at this token before, as far as the step's time allows.
+
+        Others that came later give way if it is the oldest.
+        """
+        while request.level < request.replayed_level and request.memory is not None and self._pace.converts():
             layer = self._decoder.order[request.level]
             if request.computed and -request.memory.fold_gain(layer) > self._arena.free_units:
                 by_arrival = self._scheduler.by_arrival()
                 if by_arrival[0] is not request or by_arrival[-1] is request:
                     return
                 self._preempt(by_arrival[-1], now)
-            elif not self._fold(request, layer, now):
+            elif self._fold(request, layer, now):
+                self._pace.converted()
+            else:
                 return
 
-    def _raise(self, request: Request, level: int, reason: str, now: float, urgent: bool = False) -> None:
+    def _raise(self, request: Request, level: int, reason: str, now: float) -> None:
         """Converts layers of a running request up to `level`, as far as memory and the step's time allow."""
         before, free = request.level, self._arena.free_units
         for layer in self._decoder.order[before:level]:
-            if not self._affordable(request, layer) or not (urgent or self._pace.converts()):
+            if not self._affordable(request, layer) or not self._pace.converts():
                 break
             request.folded_tokens += request.computed
             if not self._fold(request, layer, now):

@@ -47,9 +47,9 @@ class Load:
         """A request has got its next token."""
         now = self._clock()
         if request.last_token_at is None:
-            self._ttft.add(now, now - request.accepted_at)
+            self._ttft.add(now, max(now - request.accepted_at, 0.0))
         else:
-            self._tpot.add(now, now - request.last_token_at)
+            self._tpot.add(now, max(now - request.last_token_at, 0.0))
         request.last_token_at = now
 
     def signals(self) -> Signals:

@@ -120,6 +120,21 @@ class PrefixCache:
         memory.retire(len(tokens))
         self._keep(Snapshot(np.array(tokens, dtype=np.int64), list(levels), memory))
 
+    def forget(self, tokens: np.ndarray) -> None:
+        """Gives back what a request with these tokens may have come from or have left: something in it is broken.
+
+        Args:
+            tokens: those it had computed `[n]`, int64.
+        """
+        for snapshot in list(self._snapshots):
+            if snapshot.shares(tokens) >= min(self._arena.page_tokens, len(tokens)):
+                self._drop(snapshot)
+
+    def trim(self) -> None:
+        """Gives back what is over the limit: memory that was shared with a request counts once that has ended."""
+        while self._limit is not None and self._arena.kept_bytes > self._limit and self._snapshots:
+            self._drop(next(iter(self._snapshots)))
+
     def clear(self) -> None:
         """Gives everything back."""
         for snapshot in list(self._snapshots):
@@ -140,8 +155,7 @@ class PrefixCache:
             if other.level == snapshot.level == 0 and snapshot.shares(other.tokens) == len(other.tokens):
                 self._drop(other)
         self._snapshots[snapshot] = None
-        while self._limit is not None and self._arena.kept_bytes > self._limit and self._snapshots:
-            self._drop(next(iter(self._snapshots)))
+        self.trim()
 
     def _drop(self, snapshot: Snapshot) -> None:
         del self._snapshots[snapshot]

@@ -126,7 +126,7 @@ inline void shares(int count, float top, float total, float far, float* near_sha
     if (count == 0) {
         *near_share = 0.0f;
         *far_share = 1.0f / std::max(far, TINY);
-    } else if (far > TINY) {
+    } else if (!(far <= TINY)) {  // what is no number stays none
         *near_share = 1.0f / (1.0f + std::exp(std::log(far) - top - std::log(total)));
         *far_share = (1.0f - *near_share) / far;
     } else {

@@ -311,10 +311,10 @@ inline vf sums(const vf* v) {
 #endif
 }
 
-// e^x, relative error below 2e-7; 0 below -87, x at most 88.
+// e^x, relative error below 2e-7; 0 below -87, x at most 88; what is no number stays none.
 inline vf exponential(vf x) {
     const vi vanishes = x < -87.0f;
-    x = maximum(x, splat(-87.0f));
+    x = select(vanishes, splat(-87.0f), x);
     vf shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer, held in the low bits
     const vi n = as<vi>(shifted) - 0x4b400000;
     vf whole = shifted - 12582912.0f;

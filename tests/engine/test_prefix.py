@@ -1,0 +1,129 @@
+"""What is kept for requests that begin alike: when, how much, in which order it goes, and that nothing broken stays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from dsla.engine import SamplingParams, StepOutput
+from dsla.engine import engine as engine_module
+from tests.engine.tiny import ORDER, RecordingEngine, assert_as_reference, random_prompt, tiny_engine
+
+GREEDY = SamplingParams(max_tokens=4, ignore_eos=True)
+LONG = random_prompt(90, 1)
+
+
+def run(engine: RecordingEngine, name: str, prompt: list[int]) -> StepOutput:
+    engine.add_request(prompt, GREEDY, request_id=name)
+    engine.run()
+    return engine.final[name]
+
+
+def kept_counts(engine: RecordingEngine) -> list[int]:
+    return sorted(len(snapshot.tokens) for snapshot in engine._cache._snapshots)
+
+
+@pytest.fixture
+def early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snapshots from 16 tokens on."""
+    monkeypatch.setattr(engine_module, "FIRST_SNAPSHOT", 16)
+
+
+@pytest.mark.usefixtures("early")
+def test_snapshots_at_doubling_distances_at_the_end_of_the_prompt_and_of_the_answer() -> None:
+    engine = tiny_engine(level=2, max_step_tokens=9)
+    run(engine, "a", LONG)
+    # Chunks of nine tokens: the first ends at or after 32 and 64 (states cost more than 18 tokens of pages would save); the
+    # last token of the answer is not computed.
+    assert kept_counts(engine) == [36, 72, 90, 93]
+
+
+@pytest.mark.usefixtures("early")
+@pytest.mark.parametrize(("shared", "found"), [(18, 0), (35, 0), (36, 36), (71, 36), (80, 72), (90, 90)])
+def test_the_longest_snapshot_that_fits_is_taken_and_stays_what_it_is(shared: int, found: int) -> None:
+    engine = tiny_engine(level=2, max_step_tokens=9)
+    run(engine, "a", LONG)
+    other = LONG[:shared] + random_prompt(20, 2)
+    other[shared] = (LONG + engine.outputs["a"])[shared] ^ 1
+    assert run(engine, "b", other).cached_tokens == found
+    assert_as_reference(engine, "b", other)
+    # Those that went on from it have left it alone.
+    assert run(engine, "again", LONG + engine.outputs["a"] + [5]).cached_tokens == 93
+    assert_as_reference(engine, "again", LONG + engine.outputs["a"] + [5])
+
+
+def test_at_level_0_any_beginning_serves() -> None:
+    engine = tiny_engine(level=0)
+    run(engine, "a", LONG)
+    assert len(engine._cache) == 1
+    other = LONG[:37] + [LONG[37] ^ 1] + random_prompt(9, 3)
+    assert run(engine, "b", other).cached_tokens == 37
+    assert_as_reference(engine, "b", other)
+
+
+def test_the_least_recently_used_goes_first_and_the_limit_holds() -> None:
+    prompts = {name: random_prompt(40, seed) for seed, name in enumerate("abc")}
+    engine = tiny_engine(level=0)
+    run(engine, "a", prompts["a"])
+    limit = 2 * engine.arena.kept_bytes + engine.arena.page_bytes
+    engine = tiny_engine(level=0, cache_bytes=limit)
+    run(engine, "a", prompts["a"])
+    run(engine, "b", prompts["b"])
+    assert run(engine, "a2", prompts["a"]).cached_tokens == 39
+    run(engine, "c", prompts["c"])
+    assert engine.arena.kept_bytes <= limit
+    assert run(engine, "a3", prompts["a"]).cached_tokens == 39
+    assert run(engine, "b2", prompts["b"]).cached_tokens == 0
+
+
+def test_the_limit_holds_when_a_request_that_shared_a_snapshot_ends() -> None:
+    engine = tiny_engine(level=0)
+    run(engine, "a", LONG)
+    limit = engine.arena.kept_bytes
+    engine = tiny_engine(level=0, cache_bytes=limit)
+    run(engine, "a", LONG)
+    engine.add_request(LONG, GREEDY, request_id="b")
+    engine.step()
+    engine.add_request(random_prompt(60, 7), SamplingParams(max_tokens=2, ignore_eos=True), request_id="c")
+    engine.run()
+    assert engine.arena.kept_bytes <= limit
+
+
+@pytest.mark.parametrize("level", [0, 2])
+def test_what_made_a_request_fail_is_not_kept(level: int) -> None:
+    """The next request with the same prompt computes it anew, and succeeds."""
+    engine = tiny_engine(level=level, max_step_tokens=9)
+    engine.add_request(LONG, GREEDY, request_id="a")
+    for _ in range(9):
+        engine.step()
+    spoil(engine, "a", level)
+    engine.run()
+    assert engine.final["a"].finish_reason == "error"
+    assert len(engine._cache) == 0
+    assert run(engine, "b", LONG).cached_tokens == 0
+    assert_as_reference(engine, "b", LONG)
+
+
+@pytest.mark.parametrize("level", [0, 2])
+@pytest.mark.parametrize("spoilt", [True, False])
+def test_a_request_cancelled_in_its_prompt_leaves_only_what_is_sound(level: int, spoilt: bool) -> None:
+    engine = tiny_engine(level=level, max_step_tokens=9)
+    engine.add_request(LONG, GREEDY, request_id="a")
+    for _ in range(5):
+        engine.step()
+    if spoilt:
+        spoil(engine, "a", level)
+    engine.cancel("a")
+    assert run(engine, "b", LONG).cached_tokens == (0 if spoilt else 45)
+    assert_as_reference(engine, "b", LONG)
+
+
+def spoil(engine: RecordingEngine, name: str, level: int) -> None:
+    """Puts something that is no number into what a request remembers."""
+    memory: Any = engine._requests[name].memory
+    if level:
+        engine.arena.slots["states"][memory.slot(ORDER[0])] = torch.nan
+    else:
+        engine.arena.pages["v"][memory.table(ORDER[0]).units[0]] = torch.nan
