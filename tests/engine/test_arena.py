@@ -169,9 +169,13 @@ def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
         arena.free_slot(0)
 
 
-def test_budget_below_one_page_is_refused() -> None:
-    with pytest.raises(EngineError, match="does not hold one KV page of 128 bytes"):
-        Arena(127, KV, page_tokens=PAGE_TOKENS)
+def test_budget_below_one_page_has_no_room() -> None:
+    arena = Arena(127, KV, slot_spec(3), page_tokens=PAGE_TOKENS)
+    assert arena.n_units == arena.budget_bytes == 0
+    with pytest.raises(EngineError, match="128 bytes wanted for KV pages, 0 of 0 are free"):
+        arena.extend(PageTable(), 1)
+    with pytest.raises(EngineError, match="a state slot"):
+        arena.allocate_slot()
 
 
 def test_arena_without_convertible_layers_has_no_slots() -> None:

@@ -107,7 +107,7 @@ def test_threads_are_measured_unless_they_are_given(
         ({"level": -1}, ConfigError, "level must be at least 0"),
         ({"level": 1, "adaptive": True}, ConfigError, "exclude each other"),
         ({"memory_bytes": 0}, ConfigError, "memory_bytes must be at least 1"),
-        ({"memory_bytes": 10}, EngineError, "does not hold one KV page"),
+        ({"memory_bytes": 10}, EngineError, "holds no request at all: give at least [1-9]"),
         ({"page_tokens": 0}, ConfigError, "page_tokens"),
         ({"weights": "int4"}, ModelError, "int4 weights need projections of multiples of 16 outputs and 32 inputs"),
         ({"threads": 0}, ConfigError, "threads"),

@@ -45,7 +45,7 @@ class Arena:
             is not live, or raise. Set by whoever keeps such memory.
 
     Raises:
-        EngineError: if the budget does not hold a single page, or `page_tokens` is not positive.
+        EngineError: if the budget cannot be had, or `page_tokens` is not positive.
     """
 
     def __init__(
@@ -64,12 +64,7 @@ class Arena:
         block = Layout({name: spec.shape for name, spec in slot.fixed.items()}, slot.fixed) if slot else None
         self.page_tokens, self.page_bytes, self.poison = page_tokens, page.nbytes, poison
         self.slot_units = -(-block.nbytes // page.nbytes) if block else 1
-        self.n_units = budget_bytes // page.nbytes
-        if self.n_units < 1:
-            raise EngineError(
-                f"the memory budget of {budget_bytes:,} bytes does not hold one KV page of {page.nbytes:,} bytes: "
-                "raise the budget or lower page_tokens"
-            )
+        self.n_units = max(budget_bytes, 0) // page.nbytes
         self.device = torch.device(device)
         try:
             self._buffer = torch.empty(self.n_units * page.nbytes, dtype=torch.uint8, device=self.device)

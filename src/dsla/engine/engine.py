@@ -121,8 +121,8 @@ class Engine:
         least = self._least_units()
         if least > arena.n_units:
             raise EngineError(
-                f"the memory budget of {arena.budget_bytes:,} bytes holds no request at all: give at least "
-                f"{least * arena.page_bytes:,}, or allow another level"
+                f"the memory budget holds no request at all: give at least {least * arena.page_bytes:,} bytes, or allow "
+                "another level"
             )
         self._load = Load(decoder, arena, self._scheduler, rules, self._pace, clock)
         self._levels = LevelControl(
