@@ -2,7 +2,7 @@
 
     pip install -e '.[all]' && python benchmarks/serving.py --traces mooncake_conversation.jsonl.zst azure2023_conv.jsonl.gz
 
-Two servers (`dsla serve`) with the same memory stay up; one computes at a time. Of each trace, first, with the server at
+Two servers (`dsla serve`) with the same memory stay up; one computes at a time. Of each trace, first, with a server at
 level 0: the latencies of requests sent one by one, of which the objectives are a multiple (`SLO_SCALE`), and its capacity:
 requests a second when all come at once. Then a replay at each multiple of that capacity, at level 0 and adaptive in turn.
 Results go to `benchmarks/results/serving.json` after every replay.
@@ -116,20 +116,22 @@ async def run(arguments: argparse.Namespace) -> None:
     for path in arguments.traces:
         workload = fit(read_trace(path), arguments.requests, arguments.scale, *limits)
         with served(*common, "--level", "0") as base:
-            level_0 = await find_server(base, VOCABULARY)
-            result = await baseline(level_0, workload) | {"rates": {}}
-            data["traces"][path.name.partition(".")[0]] = result
-            goal = Objectives(**result["objectives"])
-            print(f"{path.name}: capacity {result['capacity']:.3f}/s, {goal}", flush=True)  # noqa: T201
-            with served(*common, "--slo-ttft", f"{goal.ttft:.3f}", "--slo-tpot", f"{goal.tpot:.3f}") as url:
-                servers = {"level 0": level_0, "adaptive": await find_server(url, VOCABULARY)}
-                await replayed(servers["adaptive"], workload.requests[:1], 1)
-                for seed, multiple in enumerate(arguments.rates, 3):
-                    row = await compared(servers, workload, multiple * result["capacity"], goal, seed)
-                    result["rates"][f"{multiple:g}"] = row
-                    shown = {s: (row[s]["met"], round(row[s]["goodput"], 4), row[s]["mean_level"]) for s in servers}
-                    print(f"  {multiple:g}x: {shown}, ratio {row['goodput_ratio']:.2f}", flush=True)  # noqa: T201
-                    write_json(arguments.out, data)
+            result = await baseline(await find_server(base, VOCABULARY), workload) | {"rates": {}}
+        data["traces"][path.name.partition(".")[0]] = result
+        goal = Objectives(**result["objectives"])
+        print(f"{path.name}: capacity {result['capacity']:.3f}/s, {goal}", flush=True)  # noqa: T201
+        # Both know the objectives: they bound the time of a step at any level.
+        bounded = [*common, "--slo-ttft", f"{goal.ttft:.3f}", "--slo-tpot", f"{goal.tpot:.3f}"]
+        with served(*bounded, "--level", "0") as base, served(*bounded) as url:
+            servers = {name: await find_server(one, VOCABULARY) for name, one in (("level 0", base), ("adaptive", url))}
+            for server in servers.values():
+                await replayed(server, workload.requests[:1], 1)
+            for seed, multiple in enumerate(arguments.rates, 3):
+                row = await compared(servers, workload, multiple * result["capacity"], goal, seed)
+                result["rates"][f"{multiple:g}"] = row
+                shown = {s: (row[s]["met"], round(row[s]["goodput"], 4), row[s]["mean_level"]) for s in servers}
+                print(f"  {multiple:g}x: {shown}, ratio {row['goodput_ratio']:.2f}", flush=True)  # noqa: T201
+                write_json(arguments.out, data)
 
 
 def main() -> None:

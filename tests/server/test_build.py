@@ -80,6 +80,20 @@ def test_objectives_reach_the_policy(folders: tuple[str, str]) -> None:
     assert levels.endswith("when memory gets short, or TTFT exceeds 2 s, or TPOT exceeds 0.1 s")
 
 
+@pytest.mark.parametrize(
+    ("settings", "seconds"),
+    [
+        ({}, 0.25),
+        ({"slo_tpot": 0.1}, 0.08),
+        ({"slo_tpot": 3.0}, 0.25),
+        ({"slo_tpot": 0.1, "max_step_seconds": 0.5}, 0.5),
+    ],
+)
+def test_steps_keep_to_the_objective(folders: tuple[str, str], settings: dict[str, float], seconds: float) -> None:
+    service = build_engine(EngineSettings(*folders, memory_bytes=1 << 20, **settings))  # type: ignore[arg-type]
+    assert service.engine.config.max_step_seconds == pytest.approx(seconds)
+
+
 def test_limits_reach_the_engine(folders: tuple[str, str]) -> None:
     config = build_engine(
         EngineSettings(*folders, memory_bytes=1 << 20, park_bytes=3 << 20, max_waiting=7)

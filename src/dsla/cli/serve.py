@@ -38,8 +38,12 @@ def serve(
     page_tokens: Annotated[int, typer.Option(help="Tokens of a KV page.", min=1)] = 16,
     max_step_tokens: Annotated[int, typer.Option(help="Tokens of one step, at most.", min=2)] = 512,
     max_step_seconds: Annotated[
-        float, typer.Option(help="Time of one step, at most: prompts are read in chunks that keep to it.", min=0.001)
-    ] = 0.25,
+        float | None,
+        typer.Option(
+            help="Time of one step, at most: prompts are read in chunks that keep to it. Default: 0.25; less by --slo-tpot.",
+            min=0.001,
+        ),
+    ] = None,
     cache: Annotated[
         str | None,
         typer.Option(help="Bytes of finished requests kept for those that begin alike; 0: none. Default: all free."),

@@ -24,6 +24,7 @@ STATES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """Dtypes of states a user can ask for."""
 
 _MEMORY_SHARE = 0.5
+_STEP_SECONDS, _STEP_SHARE = 0.25, 0.8
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -40,7 +41,8 @@ class EngineSettings:
         adaptive: whether a policy may change levels; None = where the adapter allows it and no level is fixed.
         page_tokens: tokens of a KV page.
         max_step_tokens: tokens of a step, at most.
-        max_step_seconds: time of a step, at most, as far as there is a choice.
+        max_step_seconds: time of a step, at most, as far as there is a choice; None = a quarter of a second, or four fifths
+            of `slo_tpot` where that is less: whoever waits for a next token waits for a step.
         cache_bytes: bytes kept for requests that begin as earlier ones did; None = all that is free, 0 = none.
         park_bytes: memory beside the budget for what requests that must give way remember; 0 = it is computed again.
         max_waiting: requests that may wait; more are refused with 429.
@@ -58,7 +60,7 @@ class EngineSettings:
     adaptive: bool | None = None
     page_tokens: int = 16
     max_step_tokens: int = 512
-    max_step_seconds: float = 0.25
+    max_step_seconds: float | None = None
     cache_bytes: int | None = None
     park_bytes: int = 0
     max_waiting: int = 4096
@@ -128,7 +130,7 @@ def build_engine(settings: EngineSettings) -> Service:
         decoder.arena(budget, settings.page_tokens),
         EngineConfig(
             max_step_tokens=settings.max_step_tokens,
-            max_step_seconds=settings.max_step_seconds,
+            max_step_seconds=_step_seconds(settings),
             level=settings.level,
             cache_bytes=settings.cache_bytes,
             park_bytes=settings.park_bytes,
@@ -176,6 +178,12 @@ def _check(settings: EngineSettings) -> None:
         raise ConfigError(f"level must be at least 0, found {settings.level}")
     if settings.level is not None and settings.adaptive:
         raise ConfigError("a fixed level and adaptive levels exclude each other: give one of them")
+
+
+def _step_seconds(settings: EngineSettings) -> float:
+    if settings.max_step_seconds is not None:
+        return settings.max_step_seconds
+    return _STEP_SECONDS if settings.slo_tpot is None else min(_STEP_SECONDS, _STEP_SHARE * settings.slo_tpot)
 
 
 def _may_adapt(settings: EngineSettings, decoder: PackedDecoder) -> bool:
