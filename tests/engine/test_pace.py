@@ -16,7 +16,7 @@ from tests.engine.tiny import (
 )
 
 GREEDY = SamplingParams(max_tokens=10, ignore_eos=True)
-LONG, SHORT = random_prompt(60, 1), random_prompt(8, 2)
+LONG = random_prompt(60, 1)
 
 
 def test_conversions_by_hand_are_spread_over_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +80,7 @@ def test_conversions_of_a_replay_are_spread_over_steps(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("token_seconds", [0.01, 0.1])
 def test_prompts_are_read_in_chunks_that_keep_to_the_time(token_seconds: float) -> None:
-    """Chunks hold what a second allows; at least `LEAST_CHUNK`, for a prompt has to go on."""
+    """Chunks hold what the time of a step allows; at least `LEAST_CHUNK`, for a prompt has to go on."""
     cost = CostModel(0.0, 0.0, 0.0, 0.0, token_seconds, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     engine = tiny_engine(level=0, clock=FakeClock(), cost=cost, max_step_seconds=0.32, max_step_tokens=64)
     engine.add_request(LONG, GREEDY, request_id="a")

@@ -15,12 +15,16 @@ namespace dsla {
 
 constexpr int INT8_ROWS = 4;  // rows of a tile
 
+inline __m256 widen_8(const uint16_t* from) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load<__m128i>(from)), 16));
+}
+
 // Rounds 32 bfloat16 to int8; of each 8 they come in the order 0 4 1 5 2 6 3 7, in which the nibbles of a word lie.
 // `scale` times them are the rounded values, `total` is the sum of those; both are NaN where a value is infinite or none.
 inline void quantize(const uint16_t* x, int8_t* to, float* scale, float* total) {
     __m256 values[4], most = _mm256_setzero_ps(), infinite = _mm256_setzero_ps();
     for (int i = 0; i < 4; i++) {
-        values[i] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load<__m128i>(x + 8 * i)), 16));
+        values[i] = widen_8(x + 8 * i);
         const __m256 size = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), values[i]);
         most = _mm256_max_ps(most, size);
         infinite = _mm256_or_ps(infinite, _mm256_cmp_ps(size, _mm256_set1_ps(INFINITY), _CMP_NLT_UQ));
@@ -78,10 +82,7 @@ void tile_int8(const int8_t* x, const float* scales, const float* totals, const 
         const uint16_t* parameters = reinterpret_cast<const uint16_t*>(panel + 4 * LANES);
         UNROLL
         for (int h = 0; h < 2; h++) {
-            const auto widened = [&](int at) {
-                return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load<__m128i>(parameters + at)), 16));
-            };
-            const __m256 scale = widened(8 * h), least = widened(LANES + 8 * h);
+            const __m256 scale = widen_8(parameters + 8 * h), least = widen_8(parameters + LANES + 8 * h);
             UNROLL
             for (int m = 0; m < M; m++) {
                 const __m256 whole = _mm256_cvtepi32_ps(_mm256_madd_epi16(acc[m][h], ones));
