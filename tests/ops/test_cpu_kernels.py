@@ -235,8 +235,8 @@ def test_fold_does_not_depend_on_the_number_of_threads() -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("n", [1, 2, 8, 13, 40])
-@pytest.mark.parametrize(("n_out", "k"), [(16, 32), (80, 96), (96, 64)])
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 13, 40, 64, 75])
+@pytest.mark.parametrize(("n_out", "k"), [(16, 32), (80, 96), (96, 64), (48, 576)])
 @pytest.mark.parametrize("biased", [False, True])
 def test_linear(n: int, n_out: int, k: int, biased: bool) -> None:
     torch.manual_seed(n)
@@ -281,14 +281,15 @@ def test_int4_rows_do_not_depend_on_their_company() -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("n", [6, 33])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e38, 0.0, 1e-38])
-def test_int4_with_extreme_inputs(value: float) -> None:
+def test_int4_with_extreme_inputs(value: float, n: int) -> None:
     """What is no number stays none, in its own row only; whatever else stays finite."""
     weight = torch.randn(32, 64).bfloat16()
-    four, x = pack_int4(weight), torch.randn(6, 64).bfloat16()
+    four, x = pack_int4(weight), torch.randn(n, 64).bfloat16()
     x[2, 40:] = 0
     x[2, 33] = value
-    found, others = linear_int4(x, four), torch.arange(6) != 2
+    found, others = linear_int4(x, four), torch.arange(n) != 2
     assert found[others].isfinite().all()
     exact = F.linear(as_multiplied_with_int4(x), unpack_int4(four).double())
     assert error(found[others], exact[others]) < 3e-3

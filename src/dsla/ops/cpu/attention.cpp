@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <vector>
 
 #include "tiles.h"
@@ -172,14 +173,13 @@ void attend_rows(const Rows& rows, int first, int count, int groups, int per_gro
         }
 }
 
-constexpr int BLOCK_ROWS = 48;  // query rows of a work item
+constexpr int BLOCK_ROWS = 96;  // query rows of a work item
 
 struct Workspace {
-    alignas(4) Element q[BLOCK_ROWS * MAX_DIM];
-    float scores[ROWS * BLOCK_KEYS];
-    alignas(4) Element weights[ROWS * BLOCK_KEYS];
+    alignas(64) Element q[BLOCK_ROWS * MAX_DIM];
     float y[BLOCK_ROWS * MAX_DIM];
     float top[BLOCK_ROWS], total[BLOCK_ROWS];
+    SoftmaxRows softmax;
 };
 
 }  // namespace
@@ -269,52 +269,36 @@ void dsla_attend_prefill(int threads, int tokens, int heads, int groups, int dim
                                packed_v.data() + g * padded * cells);
             }
         }
-        Workspace* w = new Workspace;
+        const TileRegisters registers;
+        const auto w = std::make_unique<Workspace>();
 #pragma omp for schedule(dynamic, 1)
         for (int64_t item = 0; item < groups * row_blocks; item++) {
             const int g = int(item % groups);
             // The last rows see the most keys: first, so that no thread ends with a long one.
             const int64_t row = (row_blocks - 1 - item / groups) * BLOCK_ROWS;
             const int count = int(std::min<int64_t>(BLOCK_ROWS, rows - row));
-            const int tiles = (count + ROWS - 1) / ROWS;
-            for (int i = 0; i < tiles * ROWS; i++) {
+            for (int i = 0; i < BLOCK_ROWS; i++) {
                 const int64_t from = row + std::min(i, count - 1);
                 put_row(w->q + i * dim, q + from / per_group * q_stride + (g * per_group + from % per_group) * dim, dim);
                 w->top[i] = -INFINITY;
                 w->total[i] = 0;
             }
-            std::fill_n(w->y, tiles * ROWS * dim, 0.0f);
-            const int64_t seen = prior + (row + count - 1) / per_group + 1;
-            for (int64_t key = 0; key < seen; key += BLOCK_KEYS) {
-                const int width = int((std::min<int64_t>(BLOCK_KEYS, seen - key) + 63) / 64 * 64);
-                for (int tile = 0; tile < tiles; tile++) {
-                    const int first = tile * ROWS;
-                    for (int c = 0; c < width; c += 64)
-                        score_tile(w->q + first * dim, packed_k.data() + (g * padded + key + c) * cells, dim, scale,
-                                   w->scores + c);
-                    float keep[ROWS];
-                    for (int i = 0; i < ROWS; i++) {
-                        float* scores = w->scores + i * BLOCK_KEYS;
-                        const int64_t sees = prior + (row + std::min(first + i, count - 1)) / per_group + 1 - key;
-                        for (int64_t c = std::max<int64_t>(sees, 0); c < width; c++) scores[c] = -INFINITY;
-                        vf most = load<vf>(scores);
-                        for (int c = LANES; c < width; c += LANES) most = maximum(most, load<vf>(scores + c));
-                        const float top = std::max(w->top[first + i], maximum(most));
-                        // Rows that see nothing of this block, whose first key they all see in the first block, keep theirs.
-                        vf total = {};
-                        for (int c = 0; c < width; c += LANES) {
-                            vf exps = exponential(load<vf>(scores + c) - top);
-                            total += exps;
-                            put_elements(w->weights + i * BLOCK_KEYS + c, exps);
-                        }
-                        keep[i] = std::exp(w->top[first + i] - top);
-                        w->top[first + i] = top;
-                        w->total[first + i] = w->total[first + i] * keep[i] + sum(total);
-                    }
-                    const Cell* values = packed_v.data() + (g * padded + key) * cells;
-                    add_values(w->weights, values, dim, width, keep, w->y + first * dim);
+            std::fill_n(w->y, BLOCK_ROWS * dim, 0.0f);
+            const Cell* const packed[] = {packed_k.data() + g * padded * cells, packed_v.data() + g * padded * cells};
+            const auto sees = [&](int i) { return prior + (row + std::min(i, count - 1)) / per_group + 1; };
+            by_fastest([&](auto by) {
+                typedef decltype(by) By;
+                for (int64_t key = 0; key < sees(count - 1); key += BLOCK_KEYS) {
+                    const int width = int((std::min<int64_t>(BLOCK_KEYS, sees(count - 1) - key) + 63) / 64 * 64);
+                    // All rows see the first key, so that those that see nothing of a block keep what they have.
+                    for (int first = 0; first < count; first += By::ROWS)
+                        w->softmax.add<By>(w->q + first * dim, packed[0] + key * cells, packed[1] + key * cells, dim, width, scale,
+                                           w->y + first * dim, w->top + first, w->total + first, [&](int i, float* scores) {
+                                               for (int64_t c = std::max<int64_t>(sees(first + i) - key, 0); c < width; c++)
+                                                   scores[c] = -INFINITY;
+                                           });
                 }
-            }
+            });
             for (int i = 0; i < count; i++) {
                 const int64_t to = row + i;
                 uint16_t* out = y + (to / per_group * heads + g * per_group + to % per_group) * dim;
@@ -322,7 +306,6 @@ void dsla_attend_prefill(int threads, int tokens, int heads, int groups, int dim
                 for (int d = 0; d < dim; d += LANES) narrow(out + d, load<vf>(w->y + i * dim + d) * scale_out);
             }
         }
-        delete w;
     }
 }
 

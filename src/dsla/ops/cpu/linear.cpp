@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "amx.h"
 #include "int8.h"
 #include "vec.h"
 
@@ -206,6 +207,58 @@ void linear_int8(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_
 
 #endif
 
+#if defined(DSLA_AMX)
+
+constexpr int64_t FEW = 8, FEW_INT4 = 16;  // rows that are not worth a tile
+
+// Two panels as tiles of bfloat16, each [k / 2, 16] pairs, `beside` words apart.
+struct TilePanels {
+    const uint32_t* at;
+    int64_t beside;
+};
+
+// y [n, n_out] = x [n, k] w^T + bias; `tiles(first, count, kept)` gives the tiles of `count` <= 2 panels from `first` on.
+template <typename Tiles>
+void linear_amx(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_t* x, const uint16_t* bias, uint16_t* y, Tiles tiles) {
+    const int64_t panels = n_out / LANES, whole = n / AMX_ROWS * AMX_ROWS, steps = k / TILE_INPUTS;
+    std::vector<uint16_t> rest(whole < n ? AMX_ROWS * k : 0);
+    std::copy(x + whole * k, x + n * k, rest.begin());
+#pragma omp parallel num_threads(threads)
+    {
+        const TileRegisters registers;
+        std::vector<uint32_t> kept;
+#pragma omp for schedule(static)
+        for (int64_t first = 0; first < panels; first += 2) {
+            const int count = int(std::min<int64_t>(2, panels - first));
+            const TilePanels w = tiles(first, count, kept);
+            for (int64_t row = 0; row < n; row += AMX_ROWS) {
+                alignas(64) float out[AMX_ROWS * 2 * LANES];
+                tile_product(rows_factor(row < whole ? x + row * k : rest.data(), k), {w.at, LANES * 4, LANES * LANES * 4, w.beside * 4},
+                             steps, false, out, 2 * LANES);
+                for (int64_t m = 0; m < std::min<int64_t>(AMX_ROWS, n - row); m++)
+                    for (int p = 0; p < count; p++)
+                        put(reinterpret_cast<const vf*>(out) + 2 * m + p, 1, bias, (first + p) * LANES, n_out, y + (row + m) * n_out);
+            }
+        }
+    }
+}
+
+// A panel of int4 weights as one of bfloat16, [k / 2, 16] pairs: rounded as they are where all weights are bfloat16.
+void unpack_tiles(const uint32_t* panel, int64_t k, uint32_t* pairs) {
+    for (int64_t g = 0; g < k / GROUP; g++, panel += GROUP_WORDS) {
+        const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + 4 * LANES);
+        const vf scale = widen(scales), offset = widen(scales + LANES) - 128.0f * scale;
+        for (int c = 0; c < 4; c++)
+            for (int i = 0; i < 4; i++, pairs += LANES) {
+                const vu bits = (load<vu>(panel + c * LANES) >> (4 * i) & 0x000f000fu) | 0x43004300u;
+                const vf even = offset + scale * as<vf>(bits << 16), odd = offset + scale * as<vf>(bits & 0xffff0000u);
+                store(pairs, nearest(even) >> 16 | nearest(odd));
+            }
+    }
+}
+
+#endif
+
 }  // namespace
 
 extern "C" {
@@ -217,6 +270,12 @@ void dsla_linear(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_
     const Element* rows_of_x = elements(threads, x, n, k, kept);
 #if !defined(__AVX512BF16__)
     if (n >= MANY) return many_rows(threads, n, k, n_out, rows_of_x, w, k / 2 * LANES, unpack, bias, y);
+#endif
+#if defined(DSLA_AMX)
+    if (n >= FEW && amx_ready())
+        return linear_amx(threads, n, k, n_out, x, bias, y, [=](int64_t first, int count, std::vector<uint32_t>&) {
+            return TilePanels{w + first * k / 2 * LANES, (count - 1) * k / 2 * LANES};
+        });
 #endif
     const int64_t panels = n_out / LANES;
     // Panels stay in the first cache while all rows pass by them.
@@ -255,6 +314,15 @@ void dsla_linear_int4(int threads, int64_t n, int64_t k, int64_t n_out, const ui
     const Element* rows_of_x = elements(threads, x, n, k, kept);
 #if !defined(__AVX512BF16__)
     if (n >= MANY) return many_rows(threads, n, k, n_out, rows_of_x, w, groups * GROUP_WORDS, unpack_int4, bias, y);
+#endif
+#if defined(DSLA_AMX)
+    if (n >= FEW_INT4 && amx_ready())
+        return linear_amx(threads, n, k, n_out, x, bias, y, [=](int64_t first, int count, std::vector<uint32_t>& kept) {
+            const int64_t words = k / 2 * LANES;
+            kept.resize(2 * words);
+            for (int p = 0; p < count; p++) unpack_tiles(w + (first + p) * groups * GROUP_WORDS, k, &kept[p * words]);
+            return TilePanels{kept.data(), (count - 1) * words};
+        });
 #endif
     std::vector<float> totals(n * groups);
 #pragma omp parallel num_threads(threads)

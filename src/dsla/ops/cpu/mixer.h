@@ -62,18 +62,8 @@ inline void put_one(uint16_t* to, float x, uint32_t dither) {
     *to = uint16_t((bits + (dither >> 16)) >> 16);
 }
 
-// softmax([x W, -x W]) of one head; W [D, D].
-inline void features(const uint16_t* x, const float* map, int dim, float* out) {
-    for (int f = 0; f < dim; f += 2 * LANES) {
-        vf sums[4][2] = {};
-        for (int d = 0; d < dim; d += 4)
-            for (int i = 0; i < 4; i++) {
-                const float a = widen(x[d + i]);
-                const float* row = map + (d + i) * dim + f;
-                for (int e = 0; e < 2; e++) sums[i][e] += a * load<vf>(row + e * LANES);
-            }
-        for (int e = 0; e < 2; e++) store(out + f + e * LANES, (sums[0][e] + sums[1][e]) + (sums[2][e] + sums[3][e]));
-    }
+// softmax([out, -out]) [2 D], in place of out [D].
+inline void soften(float* out, int dim) {
     vf top = {};
     for (int f = 0; f < dim; f += LANES) {
         vf x = load<vf>(out + f);
@@ -90,6 +80,21 @@ inline void features(const uint16_t* x, const float* map, int dim, float* out) {
     }
     const float scale = 1.0f / sum(total);
     for (int f = 0; f < 2 * dim; f += LANES) store(out + f, load<vf>(out + f) * scale);
+}
+
+// softmax([x W, -x W]) of one head; W [D, D].
+inline void features(const uint16_t* x, const float* map, int dim, float* out) {
+    for (int f = 0; f < dim; f += 2 * LANES) {
+        vf sums[4][2] = {};
+        for (int d = 0; d < dim; d += 4)
+            for (int i = 0; i < 4; i++) {
+                const float a = widen(x[d + i]);
+                const float* row = map + (d + i) * dim + f;
+                for (int e = 0; e < 2; e++) sums[i][e] += a * load<vf>(row + e * LANES);
+            }
+        for (int e = 0; e < 2; e++) store(out + f + e * LANES, (sums[0][e] + sums[1][e]) + (sums[2][e] + sums[3][e]));
+    }
+    soften(out, dim);
 }
 
 // Log gate of state s on a key of KV head g.

@@ -3,7 +3,7 @@
 // Within a chunk the weight of token j for query t in head h is (q_t k_j) sum_s factor_s exp(cum_s[t] - cum_s[j]), both states in
 // one product; what came before the chunk is read from the states as they were at its start.
 
-#include <cstdlib>
+#include <memory>
 #include <vector>
 
 #include "mixer.h"
@@ -14,8 +14,13 @@ using namespace dsla;
 
 namespace {
 
+#if defined(DSLA_AMX)
+constexpr int CHUNK = 32;
+#else
 constexpr int CHUNK = 48;
+#endif
 constexpr int CHUNK_VECTORS = CHUNK / LANES;
+constexpr int NEAR_ROWS = 48;  // of a chunk, up to whole tiles of attention
 
 struct Prompt {
     const Layer& p;
@@ -35,8 +40,12 @@ struct Prompt {
           cum(chunks * p.states * p.groups * CHUNK), starts(chunks * p.states * p.groups * state_size) {}
 
     float* chunk_keys(int64_t c, int g) { return keys.data() + (c * p.groups + g) * width * CHUNK; }
+    const float* chunk_keys(int64_t c, int g) const { return keys.data() + (c * p.groups + g) * width * CHUNK; }
+    const float* chunk_value(int64_t c, int j, int g) const { return values.data() + ((c * CHUNK + j) * p.groups + g) * p.dim; }
     float* chunk_cum(int64_t c, int s, int g) { return cum.data() + ((c * p.states + s) * p.groups + g) * CHUNK; }
+    const float* chunk_cum(int64_t c, int s, int g) const { return cum.data() + ((c * p.states + s) * p.groups + g) * CHUNK; }
     float* start(int64_t c, int s, int g) { return starts.data() + ((c * p.states + s) * p.groups + g) * state_size; }
+    const float* start(int64_t c, int s, int g) const { return starts.data() + ((c * p.states + s) * p.groups + g) * state_size; }
 
     // Features, values and log gates of one chunk's tokens that leave the window; sinks and places before the text enter nothing.
     void enter(int64_t c, int64_t prior) {
@@ -101,122 +110,106 @@ struct Prompt {
 
 // What one thread works with on one chunk and KV head.
 struct Workspace {
-    float features[CHUNK * 2 * MAX_DIM], decays[MAX_STATES][CHUNK * CHUNK], weights[CHUNK * CHUNK], factors[MAX_STATES][CHUNK];
-    float far_y[CHUNK * MAX_DIM], far[CHUNK];
+    const Prompt& prompt;
+    const Layer& p;
+    const int width, dim, mixed;  // features of a key, head dim, weights of a query: one for each token and feature of each state
+    RightFactor keys, memory;     // of the chunk [F, CHUNK]; values of the chunk, then the states at its start [mixed, D]
+    float decays[MAX_STATES][CHUNK * CHUNK], norms[MAX_STATES][2 * MAX_DIM], shares[MAX_STATES][CHUNK], factors[MAX_STATES][CHUNK];
+    std::vector<float> weights;                                         // [CHUNK, mixed]
+    float query[CHUNK * MAX_DIM], features[CHUNK * 2 * MAX_DIM], far_y[CHUNK * MAX_DIM], far[CHUNK];
     std::vector<Cell> packed_k, packed_v;
     uint16_t q[CHUNK * MAX_DIM];
-    alignas(4) Element rows[CHUNK * MAX_DIM];
-    float scores[ROWS * BLOCK_KEYS];
-    alignas(4) Element exps[ROWS * BLOCK_KEYS];
-    float near_y[CHUNK * MAX_DIM], top[CHUNK], total[CHUNK];
+    alignas(64) Element rows[NEAR_ROWS * MAX_DIM];
+    float near_y[NEAR_ROWS * MAX_DIM], top[NEAR_ROWS], total[NEAR_ROWS];
+    SoftmaxRows softmax;
 
-    // Reads of the states, weighted: far_y [CHUNK, D] and the sums of weights far [CHUNK]; q rows [CHUNK, D] of head h.
-    void read_states(Prompt& prompt, int64_t c, int g, int h) {
-        const Layer& p = prompt.p;
-        const int width = prompt.width, dim = p.dim;
-        for (int t = 0; t < CHUNK; t++) {
-            dsla::features(q + t * dim, p.q_map + int64_t(h) * dim * dim, dim, features + t * width);
-            float factor[MAX_STATES];
-            dsla::factors(p, h, q + t * dim, factor);
-            for (int s = 0; s < p.states; s++) factors[s][t] = factor[s];
-        }
-        const float* keys = prompt.chunk_keys(c, g);
-        for (int t = 0; t < CHUNK; t += TILE) {
-            vf acc[TILE][CHUNK_VECTORS] = {};
-            product<CHUNK_VECTORS>(features + t * width, width, keys, CHUNK, width, acc);
-            for (int i = 0; i < TILE; i++) {
-                vf total = {};
-                for (int v = 0; v < CHUNK_VECTORS; v++) {
-                    vf weight = {};
-                    for (int s = 0; s < p.states; s++)
-                        weight += factors[s][t + i] * load<vf>(decays[s] + (t + i) * CHUNK + v * LANES);
-                    acc[i][v] *= weight;
-                    total += acc[i][v];
-                    store(weights + (t + i) * CHUNK + v * LANES, acc[i][v]);
-                }
-                far[t + i] = sum(total);
-            }
-        }
-        const float* values = prompt.values.data() + (c * CHUNK * p.groups + g) * dim;
-        float shares[MAX_STATES][CHUNK];
-        for (int s = 0; s < p.states; s++)
-            for (int t = 0; t < CHUNK; t++) shares[s][t] = factors[s][t] * std::exp(prompt.chunk_cum(c, s, g)[t]);
-        for (int t = 0; t < CHUNK; t += TILE)
-            for (int d = 0; d < dim; d += 2 * LANES) {
-                vf y[TILE][2] = {};
-                product<2>(weights + t * CHUNK, CHUNK, values + d, p.groups * dim, CHUNK, y);
-                for (int s = 0; s < p.states; s++) {
-                    vf read[TILE][2] = {};
-                    product<2>(features + t * width, width, prompt.start(c, s, g) + d, prompt.columns, width, read);
-                    for (int i = 0; i < TILE; i++)
-                        for (int e = 0; e < 2; e++) y[i][e] += shares[s][t + i] * read[i][e];
-                }
-                for (int i = 0; i < TILE; i++)
-                    for (int e = 0; e < 2; e++) store(far_y + (t + i) * dim + d + e * LANES, y[i][e]);
-            }
+    Workspace(const Prompt& prompt, int padded)
+        : prompt(prompt), p(prompt.p), width(prompt.width), dim(p.dim), mixed(CHUNK + p.states * width), keys(width, CHUNK, 1),
+          memory(mixed, dim, 1), weights(CHUNK * mixed), packed_k(padded * dim / PAIRED), packed_v(packed_k.size()) {}
+
+    // decays[s][t, j] = exp(cum_s[t] - cum_s[j]) for j <= t, else 0; the right factors.
+    void prepare(int64_t c, int g) {
         for (int s = 0; s < p.states; s++) {
-            float norms[2 * MAX_DIM];
-            for (int f = 0; f < width; f++) norms[f] = prompt.start(c, s, g)[f * prompt.columns + dim];
-            for (int t = 0; t < CHUNK; t++) {
-                vf total = {};
-                for (int f = 0; f < width; f += LANES) total += load<vf>(features + t * width + f) * load<vf>(norms + f);
-                far[t] += shares[s][t] * sum(total);
-            }
-        }
-    }
-
-    // decays[s][t, j] = exp(cum_s[t] - cum_s[j]) for j <= t, else 0.
-    void prepare(Prompt& prompt, int64_t c, int g) {
-        for (int s = 0; s < prompt.p.states; s++) {
             const float* cum = prompt.chunk_cum(c, s, g);
             for (int t = 0; t < CHUNK; t++) {
                 for (int v = 0; v < CHUNK_VECTORS; v++)
                     store(decays[s] + t * CHUNK + v * LANES, exponential(cum[t] - maximum(load<vf>(cum + v * LANES), splat(cum[t]))));
                 for (int j = t + 1; j < CHUNK; j++) decays[s][t * CHUNK + j] = 0.0f;
             }
+            const float* state = prompt.start(c, s, g);
+            for (int f = 0; f < width; f++) {
+                std::memcpy(memory.row(CHUNK + s * width + f), state + f * prompt.columns, dim * 4);
+                norms[s][f] = state[f * prompt.columns + dim];
+            }
         }
+        for (int f = 0; f < width; f++) std::memcpy(keys.row(f), prompt.chunk_keys(c, g) + f * CHUNK, CHUNK * 4);
+        for (int j = 0; j < CHUNK; j++) std::memcpy(memory.row(j), prompt.chunk_value(c, j, g), dim * 4);
+        keys.settle();
+        memory.settle();
+    }
+
+    // Reads of the states, weighted: far_y [CHUNK, D] and the sums of weights far [CHUNK]; q rows [CHUNK, D] of head h.
+    void read_states(int64_t c, int g, int h, const RightFactor& map) {
+        for (int t = 0; t < CHUNK; t++) {
+            for (int d = 0; d < dim; d += LANES) store(query + t * dim + d, widen(q + t * dim + d));
+            float factor[MAX_STATES];
+            dsla::factors(p, h, q + t * dim, factor);
+            for (int s = 0; s < p.states; s++) {
+                factors[s][t] = factor[s];
+                shares[s][t] = factor[s] * std::exp(prompt.chunk_cum(c, s, g)[t]);
+            }
+        }
+        map.multiply(query, dim, CHUNK, features, width);
+        for (int t = 0; t < CHUNK; t++) soften(features + t * width, dim);
+        keys.multiply(features, width, CHUNK, weights.data(), mixed);
+        for (int t = 0; t < CHUNK; t++) {
+            float* row = weights.data() + t * mixed;
+            vf total = {};
+            for (int v = 0; v < CHUNK; v += LANES) {
+                vf decay = {};
+                for (int s = 0; s < p.states; s++) decay += factors[s][t] * load<vf>(decays[s] + t * CHUNK + v);
+                const vf weight = load<vf>(row + v) * decay;
+                total += weight;
+                store(row + v, weight);
+            }
+            for (int s = 0; s < p.states; s++)
+                for (int f = 0; f < width; f += LANES) {
+                    const vf weight = load<vf>(features + t * width + f) * shares[s][t];
+                    total += weight * load<vf>(norms[s] + f);
+                    store(row + CHUNK + s * width + f, weight);
+                }
+            far[t] = sum(total);
+        }
+        memory.multiply(weights.data(), mixed, CHUNK, far_y, dim);
     }
 
     // Softmax attention over window and sinks: near_y [CHUNK, D] over weights total * e^top. Keys lie packed, near ones first.
-    void read_near(const Layer& p, int64_t position, int count, int near, int padded) {
-        const int dim = p.dim, cells = dim / PAIRED;
+    void read_near(int64_t position, int count, int near, int padded) {
+        const int cells = dim / PAIRED;
         const float scale = 1.0f / std::sqrt(float(dim));
         for (int t = 0; t < CHUNK; t++) put_row(rows + t * dim, q + t * dim, dim);
-        std::fill_n(near_y, CHUNK * dim, 0.0f);
-        for (int t = 0; t < CHUNK; t++) top[t] = -1e30f, total[t] = 0.0f;
-        for (int key = 0; key < padded; key += BLOCK_KEYS) {
-            const int width = std::min(BLOCK_KEYS, padded - key);
-            for (int first = 0; first < CHUNK; first += ROWS) {
-                for (int c = 0; c < width; c += 64)
-                    score_tile(rows + first * dim, packed_k.data() + int64_t(key + c) * cells, dim, scale, scores + c);
-                float keep[ROWS];
-                for (int i = 0; i < ROWS; i++) {
-                    const int t = std::min(first + i, count - 1);
-                    const int64_t at = position + t;
-                    // Row t sees near keys [t, t + W) that exist, and the sinks that have left its window.
-                    const int64_t begin = std::max<int64_t>(t, p.window - 1 - position), end = t + p.window;
-                    const int64_t sinks = near + std::clamp<int64_t>(at - p.window + 1, 0, p.sinks);
-                    float* row = scores + i * BLOCK_KEYS;
-                    for (int c = 0; c < width; c++) {
-                        const int64_t index = key + c;
-                        if (!((index >= begin && index < end) || (index >= near && index < sinks))) row[c] = -INFINITY;
-                    }
-                    vf most = load<vf>(row);
-                    for (int c = LANES; c < width; c += LANES) most = maximum(most, load<vf>(row + c));
-                    const float highest = std::max(top[first + i], maximum(most));
-                    vf sums = {};
-                    for (int c = 0; c < width; c += LANES) {
-                        const vf e = exponential(load<vf>(row + c) - highest);
-                        sums += e;
-                        put_elements(exps + i * BLOCK_KEYS + c, e);
-                    }
-                    keep[i] = std::exp(top[first + i] - highest);
-                    top[first + i] = highest;
-                    total[first + i] = total[first + i] * keep[i] + sum(sums);
-                }
-                add_values(exps, packed_v.data() + int64_t(key) * cells, dim, width, keep, near_y + first * dim);
+        std::fill_n(near_y, NEAR_ROWS * dim, 0.0f);
+        for (int t = 0; t < NEAR_ROWS; t++) top[t] = -1e30f, total[t] = 0.0f;
+        by_fastest([&](auto by) {
+            typedef decltype(by) By;
+            for (int key = 0; key < padded; key += BLOCK_KEYS) {
+                const int width = std::min(BLOCK_KEYS, padded - key);
+                for (int first = 0; first < CHUNK; first += By::ROWS)
+                    softmax.add<By>(rows + first * dim, packed_k.data() + int64_t(key) * cells, packed_v.data() + int64_t(key) * cells,
+                                    dim, width, scale, near_y + first * dim, top + first, total + first, [&](int i, float* scores) {
+                                        // Row t sees near keys [t, t + W) that exist, and the sinks that have left its window.
+                                        const int t = std::min(first + i, count - 1);
+                                        const int64_t at = position + t;
+                                        const int64_t begin = std::max<int64_t>(t, p.window - 1 - position), end = t + p.window;
+                                        const int64_t sinks = near + std::clamp<int64_t>(at - p.window + 1, 0, p.sinks);
+                                        for (int c = 0; c < width; c++) {
+                                            const int64_t index = key + c;
+                                            if (!((index >= begin && index < end) || (index >= near && index < sinks)))
+                                                scores[c] = -INFINITY;
+                                        }
+                                    });
             }
-        }
+        });
     }
 };
 
@@ -255,8 +248,14 @@ void dsla_prefill(int threads, int64_t tokens, int heads, int groups, int dim, i
         }
     }
     const int near = window ? window + CHUNK - 1 : 0, padded = (near + sinks + 63) / 64 * 64;
+    std::vector<RightFactor> q_maps(heads, RightFactor(dim, dim, 2));
 #pragma omp parallel num_threads(threads)
     {
+#pragma omp for schedule(static)
+        for (int h = 0; h < heads; h++) {
+            std::memcpy(q_maps[h].row(0), q_map + int64_t(h) * dim * dim, dim * dim * 4);
+            q_maps[h].settle();
+        }
 #pragma omp for schedule(dynamic, 1)
         for (int64_t c = 0; c < prompt.chunks; c++) prompt.enter(c, prior);
 #pragma omp for schedule(dynamic, 1)
@@ -268,14 +267,13 @@ void dsla_prefill(int threads, int64_t tokens, int heads, int groups, int dim, i
             else
                 prompt.scan(s, g, reinterpret_cast<float*>(slot.states) + first, prior + tokens);
         }
-        Workspace* w = new Workspace;
-        w->packed_k.resize(padded * cells);
-        w->packed_v.resize(padded * cells);
+        const TileRegisters registers;
+        const auto w = std::make_unique<Workspace>(prompt, padded);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t item = 0; item < prompt.chunks * groups; item++) {
             const int64_t c = item / groups, first = c * CHUNK;
             const int g = int(item % groups), count = int(std::min<int64_t>(CHUNK, tokens - first));
-            w->prepare(prompt, c, g);
+            w->prepare(c, g);
             // Near key i of the chunk is token first + i - (W - 1).
             for (int i = 0; i < near && first + i + 1 < window + tokens; i++) {
                 const int64_t at = (first + i + 1) * row + g * dim;
@@ -288,8 +286,8 @@ void dsla_prefill(int threads, int64_t tokens, int heads, int groups, int dim, i
                 const int h = g * shared + r;
                 for (int t = 0; t < CHUNK; t++)
                     std::memcpy(w->q + t * dim, q + (first + std::min(t, count - 1)) * q_stride + h * dim, dim * 2);
-                w->read_states(prompt, c, g, h);
-                w->read_near(p, prior + first, count, near, padded);
+                w->read_states(c, g, h, q_maps[h]);
+                w->read_near(prior + first, count, near, padded);
                 for (int t = 0; t < count; t++) {
                     const int seen = int(std::min<int64_t>(prior + first + t + 1, window) +
                                          std::clamp<int64_t>(prior + first + t - window + 1, 0, sinks));
@@ -302,7 +300,6 @@ void dsla_prefill(int threads, int64_t tokens, int heads, int groups, int dim, i
                 }
             }
         }
-        delete w;
     }
 }
 

@@ -1,13 +1,16 @@
-// Register tiles of softmax attention: a few query rows against packed keys and values; bfloat16 in, fp32 sums.
+// Softmax attention of a few query rows at once with packed keys and values; bfloat16 in, fp32 sums.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+
+#include "amx.h"
 #include "vec.h"
 
 namespace dsla {
 
-constexpr int ROWS = 6;                          // query rows of a tile
 constexpr int COLUMNS = WIDE_REGISTERS ? 4 : 1;  // vectors of a row of a tile
-constexpr int BLOCK_KEYS = WIDE_REGISTERS ? 256 : 64;  // keys of a block: packed, they stay in the first cache
+constexpr int BLOCK_KEYS = WIDE_REGISTERS ? 256 : 64;  // keys of a block: packed, they stay in a near cache
 
 // What keys and values are packed into: pairs of bfloat16 where the processor multiplies those, else floats. A head of D dims
 // has D / PAIRED cells.
@@ -32,61 +35,134 @@ constexpr int GATHERED = 1;
 inline void gather(const uint16_t* const* rows, int64_t at, Cells* cells) { *cells = widen(*rows + at); }
 #endif
 
-// Scores of ROWS query rows [D] against 64 keys; keys packed [16 keys][D / PAIRED][16] cells.
-inline void score_tile(const Element* q, const Cell* k, int dim, float scale, float* scores) {
-    const int cells = dim / PAIRED;
-    for (int first = 0; first < 4; first += COLUMNS, k += COLUMNS * cells * LANES, scores += COLUMNS * LANES) {
-        vf acc[ROWS][COLUMNS] = {};
-        for (int d = 0; d < cells; d++) {
-            Cells keys[COLUMNS];
+// Both products of attention, by vector registers. Keys of a block are packed [16 keys][D / PAIRED][16] cells, and values
+// [count / PAIRED][D]; rows of scores and of weights are BLOCK_KEYS apart.
+struct ByVectors {
+    static constexpr int ROWS = 6;  // query rows of a tile
+
+    // scores [ROWS, count] = q [ROWS, D] keys; count a multiple of 64.
+    static void scores(const Element* q, const Cell* keys, int dim, int count, float* scores) {
+        const int cells = dim / PAIRED;
+        for (int first = 0; first < count; first += COLUMNS * LANES, keys += COLUMNS * cells * LANES) {
+            vf acc[ROWS][COLUMNS] = {};
+            for (int d = 0; d < cells; d++) {
+                Cells key[COLUMNS];
+                UNROLL
+                for (int c = 0; c < COLUMNS; c++) key[c] = load<Cells>(keys + (c * cells + d) * LANES);
+                UNROLL
+                for (int i = 0; i < ROWS; i++) {
+                    const Cells query = splat_cell(q + i * dim, d);
+                    UNROLL
+                    for (int c = 0; c < COLUMNS; c++) acc[i][c] = add_product(acc[i][c], query, key[c]);
+                }
+            }
             UNROLL
-            for (int c = 0; c < COLUMNS; c++) keys[c] = load<Cells>(k + (c * cells + d) * LANES);
+            for (int i = 0; i < ROWS; i++)
+                UNROLL
+                for (int c = 0; c < COLUMNS; c++) store(scores + i * BLOCK_KEYS + first + c * LANES, acc[i][c]);
+        }
+    }
+
+    // y [ROWS, D] += weights [ROWS, count] values; dim a multiple of 32.
+    static void add_values(const Element* weights, const Cell* values, int dim, int count, float* y) {
+        constexpr int LESS = COLUMNS > 2 ? 2 : 1;
+        int d = 0;
+        for (; d + COLUMNS * LANES <= dim; d += COLUMNS * LANES) add_columns<COLUMNS>(weights, values + d, dim, count, y + d);
+        for (; d < dim; d += LESS * LANES) add_columns<LESS>(weights, values + d, dim, count, y + d);
+    }
+
+   private:
+    template <int C>
+    static void add_columns(const Element* weights, const Cell* values, int dim, int count, float* y) {
+        vf acc[ROWS][C];
+        UNROLL
+        for (int i = 0; i < ROWS; i++)
+            UNROLL
+            for (int c = 0; c < C; c++) acc[i][c] = load<vf>(y + i * dim + c * LANES);
+        for (int key = 0; key < count / PAIRED; key++) {
+            Cells value[C];
+            UNROLL
+            for (int c = 0; c < C; c++) value[c] = load<Cells>(values + key * dim + c * LANES);
             UNROLL
             for (int i = 0; i < ROWS; i++) {
-                const Cells query = splat_cell(q + i * dim, d);
+                const Cells weight = splat_cell(weights + i * BLOCK_KEYS, key);
                 UNROLL
-                for (int c = 0; c < COLUMNS; c++) acc[i][c] = add_product(acc[i][c], query, keys[c]);
+                for (int c = 0; c < C; c++) acc[i][c] = add_product(acc[i][c], weight, value[c]);
             }
         }
         UNROLL
         for (int i = 0; i < ROWS; i++)
             UNROLL
-            for (int c = 0; c < COLUMNS; c++) store(scores + i * BLOCK_KEYS + c * LANES, acc[i][c] * scale);
+            for (int c = 0; c < C; c++) store(y + i * dim + c * LANES, acc[i][c]);
     }
+};
+
+#if defined(DSLA_AMX)
+
+// The same in tile registers, which a thread needs `TileRegisters` for.
+struct ByTiles {
+    static constexpr int ROWS = AMX_ROWS;
+
+    static void scores(const Element* q, const Cell* keys, int dim, int count, float* scores) {
+        const int64_t size = int64_t(dim) / PAIRED * LANES;  // of 16 keys
+        for (int first = 0; first < count; first += 2 * LANES)
+            tile_product(rows_factor(q, dim), {keys + first / LANES * size, LANES * 4, LANES * LANES * 4, size * 4}, dim / TILE_INPUTS,
+                         false, scores + first, BLOCK_KEYS);
+    }
+
+    static void add_values(const Element* weights, const Cell* values, int dim, int count, float* y) {
+        for (int d = 0; d < dim; d += 2 * LANES)
+            tile_product(rows_factor(weights, BLOCK_KEYS), {values + d, dim * 4, LANES * dim * 4, LANES * 4}, count / TILE_INPUTS, true,
+                         y + d, dim);
+    }
+};
+
+#endif
+
+// Calls `work` with the faster of both.
+template <typename Work>
+void by_fastest(Work work) {
+#if defined(DSLA_AMX)
+    if (amx_ready()) return work(ByTiles{});
+#endif
+    work(ByVectors{});
 }
 
-// y[ROWS][C * 16] = y * keep + weights[ROWS][count] v, values packed [count / PAIRED][D] cells.
-template <int C>
-inline void value_tile(const Element* weights, const Cell* v, int dim, int count, const float* keep, float* y) {
-    vf acc[ROWS][C];
-    UNROLL
-    for (int i = 0; i < ROWS; i++)
-        UNROLL
-        for (int c = 0; c < C; c++) acc[i][c] = load<vf>(y + i * dim + c * LANES) * keep[i];
-    for (int key = 0; key < count / PAIRED; key++) {
-        Cells values[C];
-        UNROLL
-        for (int c = 0; c < C; c++) values[c] = load<Cells>(v + key * dim + c * LANES);
-        UNROLL
-        for (int i = 0; i < ROWS; i++) {
-            const Cells weight = splat_cell(weights + i * BLOCK_KEYS, key);
-            UNROLL
-            for (int c = 0; c < C; c++) acc[i][c] = add_product(acc[i][c], weight, values[c]);
+constexpr int MOST_ROWS = 32;  // of a tile, by any of the two
+
+// Attention of query rows [n, D] over packed keys and values: sums of exps relative to the highest score so far.
+struct SoftmaxRows {
+    float scores[MOST_ROWS * BLOCK_KEYS];
+    alignas(64) Element weights[MOST_ROWS * BLOCK_KEYS];
+
+    // Adds a block of `count` keys, a multiple of 64, to one tile of rows: y [ROWS, D] is the sum of values by weights, the total of
+    // which is total[ROWS], relative to e^top[ROWS]. `hide(i, scores)` puts -infinity to what row i does not see.
+    template <typename By, typename Hide>
+    void add(const Element* q, const Cell* keys, const Cell* values, int dim, int count, float scale, float* y, float* top,
+             float* total, Hide hide) {
+        By::scores(q, keys, dim, count, scores);
+        for (int i = 0; i < By::ROWS; i++) {
+            float* row = scores + i * BLOCK_KEYS;
+            hide(i, row);
+            vf most = load<vf>(row);
+            for (int c = LANES; c < count; c += LANES) most = maximum(most, load<vf>(row + c));
+            const float highest = std::max(top[i], maximum(most) * scale);
+            const float binary = scale * LOG2_E, above = highest * LOG2_E;
+            vf sums = {};
+            for (int c = 0; c < count; c += LANES) {
+                const vf exps = power_of_two(load<vf>(row + c) * binary - above);
+                sums += exps;
+                put_elements(weights + i * BLOCK_KEYS + c, exps);
+            }
+            const float keep = std::exp(top[i] - highest);
+            if (keep != 1.0f)
+                for (int d = 0; d < dim; d += LANES) store(y + i * dim + d, load<vf>(y + i * dim + d) * keep);
+            top[i] = highest;
+            total[i] = total[i] * keep + sum(sums);
         }
+        By::add_values(weights, values, dim, count, y);
     }
-    UNROLL
-    for (int i = 0; i < ROWS; i++)
-        UNROLL
-        for (int c = 0; c < C; c++) store(y + i * dim + c * LANES, acc[i][c]);
-}
-
-// The same for all columns; dim a multiple of 32.
-inline void add_values(const Element* weights, const Cell* v, int dim, int count, const float* keep, float* y) {
-    constexpr int LESS = COLUMNS > 2 ? 2 : 1;
-    int d = 0;
-    for (; d + COLUMNS * LANES <= dim; d += COLUMNS * LANES) value_tile<COLUMNS>(weights, v + d, dim, count, keep, y + d);
-    for (; d < dim; d += LESS * LANES) value_tile<LESS>(weights, v + d, dim, count, keep, y + d);
-}
+};
 
 // Puts key and value number `index` of a group into their packed forms.
 inline void pack_token(const uint16_t* key, const uint16_t* value, int dim, int64_t index, Cell* keys, Cell* values) {

@@ -329,4 +329,23 @@ inline vf exponential(vf x) {
     return select(vanishes, vf{}, y * as<vf>((n + 127) << 23));
 }
 
+constexpr float LOG2_E = 1.44269504f;
+
+// 2^x of x <= 0 for weights that are rounded to bfloat16: relative error below 3e-6, at least 2^-125 (what is less than normal is
+// slow to add), and what is no number stays none.
+inline vf power_of_two(vf x) {
+#if defined(__AVX512F__)
+    x = (vf)_mm512_max_ps(_mm512_set1_ps(-125.0f), (__m512)x);  // of a pair that is not ordered, the second is taken
+    const vf whole = (x + 12582912.0f) - 12582912.0f, f = x - whole;
+    vf y = splat(9.570101699e-3f);
+    y = y * f + 5.591786030e-2f;
+    y = y * f + 2.402474483e-1f;
+    y = y * f + 6.931218147e-1f;
+    y = y * f + 9.999992614e-1f;
+    return (vf)_mm512_scalef_ps((__m512)y, (__m512)whole);
+#else
+    return exponential(x * 0.693147181f);
+#endif
+}
+
 }  // namespace dsla
