@@ -260,13 +260,14 @@ void dsla_attend_prefill(int threads, int tokens, int heads, int groups, int dim
     {
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < blocks; block++) {
+            const uint16_t *keys[LANES], *values[LANES];
             for (int i = 0; i < LANES; i++) {
-                const int64_t token = block * LANES + i;
-                if (token >= length) break;
-                const uint16_t *key = pages.key(table, token), *value = pages.value(table, token);
-                for (int g = 0; g < groups; g++)
-                    pack_token(key + g * dim, value + g * dim, dim, token, packed_k.data() + g * padded * cells,
-                               packed_v.data() + g * padded * cells);
+                const int64_t token = std::min(block * LANES + i, length - 1);
+                keys[i] = pages.key(table, token), values[i] = pages.value(table, token);
+            }
+            for (int g = 0; g < groups; g++) {
+                pack_tokens(keys, values, dim, block * LANES, packed_k.data() + g * padded * cells, packed_v.data() + g * padded * cells);
+                for (int i = 0; i < LANES; i++) keys[i] += dim, values[i] += dim;
             }
         }
         const TileRegisters registers;
@@ -285,16 +286,17 @@ void dsla_attend_prefill(int threads, int tokens, int heads, int groups, int dim
             }
             std::fill_n(w->y, BLOCK_ROWS * dim, 0.0f);
             const Cell* const packed[] = {packed_k.data() + g * padded * cells, packed_v.data() + g * padded * cells};
-            const auto sees = [&](int i) { return prior + (row + std::min(i, count - 1)) / per_group + 1; };
+            int64_t sees[BLOCK_ROWS];
+            for (int i = 0; i < BLOCK_ROWS; i++) sees[i] = prior + (row + std::min(i, count - 1)) / per_group + 1;
             by_fastest([&](auto by) {
                 typedef decltype(by) By;
-                for (int64_t key = 0; key < sees(count - 1); key += BLOCK_KEYS) {
-                    const int width = int((std::min<int64_t>(BLOCK_KEYS, sees(count - 1) - key) + 63) / 64 * 64);
+                for (int64_t key = 0; key < sees[count - 1]; key += BLOCK_KEYS) {
+                    const int width = int((std::min<int64_t>(BLOCK_KEYS, sees[count - 1] - key) + 63) / 64 * 64);
                     // All rows see the first key, so that those that see nothing of a block keep what they have.
                     for (int first = 0; first < count; first += By::ROWS)
                         w->softmax.add<By>(w->q + first * dim, packed[0] + key * cells, packed[1] + key * cells, dim, width, scale,
                                            w->y + first * dim, w->top + first, w->total + first, [&](int i, float* scores) {
-                                               for (int64_t c = std::max<int64_t>(sees(first + i) - key, 0); c < width; c++)
+                                               for (int64_t c = std::max<int64_t>(sees[first + i] - key, 0); c < width; c++)
                                                    scores[c] = -INFINITY;
                                            });
                 }

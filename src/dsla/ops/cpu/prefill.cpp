@@ -274,14 +274,18 @@ void dsla_prefill(int threads, int64_t tokens, int heads, int groups, int dim, i
             const int64_t c = item / groups, first = c * CHUNK;
             const int g = int(item % groups), count = int(std::min<int64_t>(CHUNK, tokens - first));
             w->prepare(c, g);
-            // Near key i of the chunk is token first + i - (W - 1).
-            for (int i = 0; i < near && first + i + 1 < window + tokens; i++) {
-                const int64_t at = (first + i + 1) * row + g * dim;
-                pack_token(prompt.near_k.data() + at, prompt.near_v.data() + at, dim, i, w->packed_k.data(), w->packed_v.data());
+            // Near key i of the chunk is token first + i - (W - 1); the sinks lie behind. What is beyond either is not seen.
+            const int there = int(std::min<int64_t>(near, window + tokens - first - 1));
+            for (int from = 0; from < near + sinks; from += LANES) {
+                const uint16_t *keys[LANES], *values[LANES];
+                for (int i = 0; i < LANES; i++) {
+                    const int sink = std::min(from + i, near + sinks - 1) - near;
+                    const int64_t at = (first + std::min(from + i, there - 1) + 1) * row + g * dim;
+                    keys[i] = sink < 0 ? prompt.near_k.data() + at : slot.sinks_k + sink * row + g * dim;
+                    values[i] = sink < 0 ? prompt.near_v.data() + at : slot.sinks_v + sink * row + g * dim;
+                }
+                pack_tokens(keys, values, dim, from, w->packed_k.data(), w->packed_v.data());
             }
-            for (int i = 0; i < sinks; i++)
-                pack_token(slot.sinks_k + i * row + g * dim, slot.sinks_v + i * row + g * dim, dim, near + i,
-                           w->packed_k.data(), w->packed_v.data());
             for (int r = 0; r < shared; r++) {
                 const int h = g * shared + r;
                 for (int t = 0; t < CHUNK; t++)

@@ -154,27 +154,43 @@ struct SoftmaxRows {
                 sums += exps;
                 put_elements(weights + i * BLOCK_KEYS + c, exps);
             }
-            const float keep = std::exp(top[i] - highest);
-            if (keep != 1.0f)
+            if (top[i] != highest) {
+                const float keep = std::exp(top[i] - highest);
                 for (int d = 0; d < dim; d += LANES) store(y + i * dim + d, load<vf>(y + i * dim + d) * keep);
-            top[i] = highest;
-            total[i] = total[i] * keep + sum(sums);
+                total[i] *= keep;
+                top[i] = highest;
+            }
+            total[i] += sum(sums);
         }
         By::add_values(weights, values, dim, count, y);
     }
 };
 
-// Puts key and value number `index` of a group into their packed forms.
-inline void pack_token(const uint16_t* key, const uint16_t* value, int dim, int64_t index, Cell* keys, Cell* values) {
+// Packs keys and values of LANES tokens, numbers `first` on of a group.
+inline void pack_tokens(const uint16_t* const* keys, const uint16_t* const* values, int dim, int64_t first, Cell* to_keys, Cell* to_values) {
     const int cells = dim / PAIRED;
-    Cell* to_k = keys + index / LANES * LANES * cells + index % LANES;
+    Cell* to_k = to_keys + first * cells;
+    Cell* to_v = to_values + first / PAIRED * dim;
 #if defined(__AVX512BF16__)
-    for (int d = 0; d < cells; d++) to_k[d * LANES] = load<uint32_t>(key + 2 * d);
-    uint16_t* to_v = reinterpret_cast<uint16_t*>(values + index / 2 * dim);
-    for (int d = 0; d < dim; d++) to_v[2 * d + index % 2] = value[d];
+    for (int d = 0; d < cells; d += LANES) {
+        vu rows[LANES];
+        UNROLL
+        for (int i = 0; i < LANES; i++) rows[i] = load<vu>(keys[i] + 2 * d);
+        transpose(rows);
+        UNROLL
+        for (int i = 0; i < LANES; i++) store(to_k + (d + i) * LANES, rows[i]);
+    }
+    for (int i = 0; i < LANES; i += 2)
+        for (int d = 0; d < dim; d += 2 * LANES) {
+            Cells pairs[GATHERED];
+            gather(values + i, d, pairs);
+            for (int c = 0; c < GATHERED; c++) store(to_v + i / 2 * dim + d + c * LANES, pairs[c]);
+        }
 #else
-    for (int d = 0; d < cells; d++) to_k[d * LANES] = widen(key[d]);
-    put_row(values + index * dim, value, dim);
+    for (int i = 0; i < LANES; i++) {
+        for (int d = 0; d < cells; d++) to_k[d * LANES + i] = widen(keys[i][d]);
+        put_row(to_v + i * dim, values[i], dim);
+    }
 #endif
 }
 

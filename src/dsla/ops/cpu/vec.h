@@ -279,6 +279,38 @@ inline vf dot_pair(vf sum, const Element* x, vu w) {
 #endif
 }
 
+#if defined(__AVX512F__)
+
+// Lane i of row j goes to lane j of row i.
+inline void transpose(vu* rows) {
+    __m512i a[16], b[16];
+    UNROLL
+    for (int i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_epi32((__m512i)rows[i], (__m512i)rows[i + 1]);
+        a[i + 1] = _mm512_unpackhi_epi32((__m512i)rows[i], (__m512i)rows[i + 1]);
+    }
+    UNROLL
+    for (int i = 0; i < 16; i += 4)
+        UNROLL
+        for (int j = 0; j < 2; j++) {
+            b[i + 2 * j] = _mm512_unpacklo_epi64(a[i + j], a[i + j + 2]);
+            b[i + 2 * j + 1] = _mm512_unpackhi_epi64(a[i + j], a[i + j + 2]);
+        }
+    // b[4 r + c], 128 bits number l: column 4 l + c of rows 4 r ... 4 r + 3.
+    UNROLL
+    for (int c = 0; c < 4; c++) {
+        const __m512i even_low = _mm512_shuffle_i32x4(b[c], b[4 + c], 0x88), odd_low = _mm512_shuffle_i32x4(b[c], b[4 + c], 0xdd);
+        const __m512i even_high = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0x88);
+        const __m512i odd_high = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0xdd);
+        rows[c] = (vu)_mm512_shuffle_i32x4(even_low, even_high, 0x88);
+        rows[8 + c] = (vu)_mm512_shuffle_i32x4(even_low, even_high, 0xdd);
+        rows[4 + c] = (vu)_mm512_shuffle_i32x4(odd_low, odd_high, 0x88);
+        rows[12 + c] = (vu)_mm512_shuffle_i32x4(odd_low, odd_high, 0xdd);
+    }
+}
+
+#endif
+
 // Sums of 16 vectors, lane i from vector i.
 inline vf sums(const vf* v) {
 #if defined(__AVX512F__)
