@@ -3,7 +3,8 @@
     pip install -e '.[all]' && python benchmarks/engine_bars.py
 
 Levels are measured in turn within every round, in one process: through `Engine`, as a server drives it, and where steps of
-one kind are compared through its decoder. Results go to `benchmarks/results/engine.json`; ratios are medians over rounds.
+one kind are compared through its decoder. Results go to `engine.json` in the folder of this kind of processor in
+`benchmarks/results/`; ratios are medians over rounds.
 `--quick` takes short prompts, to see that all works.
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import RESULTS, digest, origin
+from record import digest, engine_results, origin
 
 from dsla.bench.crossover import STEPS, Room
 from dsla.bench.roofline import read_bandwidth
@@ -254,7 +255,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=7936)
     parser.add_argument("--quick", action="store_true", help="prompts of 1,024 tokens, two rounds")
-    parser.add_argument("--out", type=Path, default=RESULTS / "engine.json")
+    parser.add_argument("--out", type=Path, default=engine_results() / "engine.json")
     arguments = parser.parse_args()
     tokens, rounds = (1024, 2) if arguments.quick else (arguments.tokens, arguments.rounds)
     service = build_engine(

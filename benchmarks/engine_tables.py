@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from record import INSTRUCTIONS, RESULTS
 from tables import fill
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
-_RESULTS = ROOT / "benchmarks" / "results"
 _OURS = "dsla, level {}, {}"
 _HEAD_DIM, _KV_HEADS, _LAYERS, _BF16 = 64, 3, 30, 2
 
@@ -22,12 +22,14 @@ Bar = tuple[str, str, Callable[[dict[str, Any]], float], float | None, bool]
 """Work, what it is held against, the figure from the results by file, the bar if there is one, and whether more is better."""
 
 
-def _peer(work: str, ours: str, *theirs: str) -> Callable[[dict[str, Any]], float]:
-    """How many times as fast as the fastest of some peers."""
+def _peer(work: str, ours: str, peer: str) -> Callable[[dict[str, Any]], float]:
+    """How many times as fast as a peer: the fastest of its settings, whose names begin with `peer`."""
 
     def ratio(results: dict[str, Any]) -> float:
         medians = results["peers"]["medians"]
-        return min(medians[name][work] for name in theirs) / medians[ours][work]
+        return (
+            min(by[work] for name, by in medians.items() if name.startswith(peer) and work in by) / medians[ours][work]
+        )
 
     return ratio
 
@@ -72,7 +74,7 @@ def _longest_step(results: dict[str, Any]) -> float:
     return float(max(found["longest_step_seconds"]) / found["step_bound_seconds"])
 
 
-_LLAMA = "llama.cpp, Q4_1"
+_LLAMA = "llama.cpp"
 _DYNAMIC, _STATIC = "transformers, dynamic cache, bf16", "transformers, static cache, bf16"
 
 BARS: tuple[Bar, ...] = (
@@ -107,34 +109,44 @@ BARS: tuple[Bar, ...] = (
 )  # fmt: skip
 
 
-def bars_table(results: dict[str, Any]) -> str:
-    """The table of bars as Markdown; a figure whose result is not there is not measured."""
-    lines = ["| work | against | ratio | bar | |", "|---|---|---|---|---|"]
+def bars_table(kinds: dict[str, dict[str, Any]]) -> str:
+    """The table of bars as Markdown, a column for each kind of processor; a figure whose result is not there is not measured.
+
+    Args:
+        kinds: kind of processor -> name of a result -> the result.
+    """
+    names = [INSTRUCTIONS[kind] for kind in kinds]
+    lines = [f"| {' | '.join(('work', 'against', 'bar', *names))} |", "|---" * (3 + len(names)) + "|"]
     for work, against, figure, bar, more in BARS:
-        try:
-            found = figure(results)
-        except KeyError:
-            lines.append(f"| {work} | {against} | not measured | | |")
-            continue
-        if bar is None:
-            lines.append(f"| {work} | {against} | {found:.3g} | | |")
-            continue
-        holds = "holds" if (found >= bar if more else found <= bar) else "does not hold"
-        lines.append(f"| {work} | {against} | {found:.3g} | {'>=' if more else '<='} {bar:g} | {holds} |")
-    machines = {name: result["origin"]["machine"] for name, result in results.items()}
-    lines += ["", "Machines: " + "; ".join(f"{name}: {machine}" for name, machine in machines.items()) + "."]
+        wanted = "" if bar is None else f"{'>=' if more else '<='} {bar:g}"
+        cells = (_cell(results, figure, bar, more) for results in kinds.values())
+        lines.append(f"| {' | '.join((work, against, wanted, *cells))} |")
+    for kind, results in kinds.items():
+        runs = (f"{name}: {found['origin']['machine']}, {found['origin']['date']}" for name, found in results.items())
+        lines += ["", f"{INSTRUCTIONS[kind]}: {'; '.join(runs)}."]
     return "\n".join(lines)
+
+
+def _cell(results: dict[str, Any], figure: Callable[[dict[str, Any]], float], bar: float | None, more: bool) -> str:
+    try:
+        found = figure(results)
+    except KeyError:
+        return "not measured"
+    missed = bar is not None and not (found >= bar if more else found <= bar)
+    return f"{found:.3g}{', **missed**' if missed else ''}"
 
 
 def page(text: str) -> str:
     """The page with its generated block made anew."""
-    names = ("peers", "engine", "serving")
-    results = {
-        name: json.loads((_RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-        for name in names
-        if (_RESULTS / f"{name}.json").is_file()
+    kinds = {
+        kind: {
+            name: json.loads((RESULTS / kind / f"{name}.json").read_text(encoding="utf-8"))
+            for name in ("peers", "engine", "serving")
+            if (RESULTS / kind / f"{name}.json").is_file()
+        }
+        for kind in INSTRUCTIONS
     }
-    return fill(text, "bars", bars_table(results))
+    return fill(text, "bars", bars_table({kind: results for kind, results in kinds.items() if results}))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,15 @@ import transformers
 import dsla
 
 RESULTS = Path(__file__).parent / "results"
+INSTRUCTIONS = {"avx2": "AVX2", "avx512": "AVX-512 (bfloat16)", "amx": "AMX (bfloat16)"}
+"""Kinds of processors whose speeds are kept apart, by folder: what kernels multiply with. The later have the earlier too."""
+
+
+def engine_results() -> Path:
+    """Folder of the engine's speeds on processors as this one."""
+    flags = {"amx": "amx_bf16", "avx512": "avx512_bf16", "avx2": "avx2"}
+    there = Path("/proc/cpuinfo").read_text().split()
+    return RESULTS / next((kind for kind, flag in flags.items() if flag in there), platform.machine())
 
 
 def origin() -> dict[str, Any]:

@@ -5,7 +5,7 @@
 Two servers (`dsla serve`) with the same memory stay up; one computes at a time. Of each trace, first, with a server at
 level 0: the latencies of requests sent one by one, of which the objectives are a multiple (`SLO_SCALE`), and its capacity:
 requests a second when all come at once. Then a replay at each multiple of that capacity, at level 0 and adaptive in turn.
-Results go to `benchmarks/results/serving.json` after every replay.
+Results go to `serving.json` in the folder of this kind of processor in `benchmarks/results/` after every replay.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from record import RESULTS, origin
+from record import engine_results, origin
 
 from dsla.bench.goodput import Objectives, Outcome, summary
 from dsla.bench.replay import Server, find_server, replay
@@ -146,7 +146,7 @@ def main() -> None:
     )
     parser.add_argument("--memory", default="512MiB")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=RESULTS / "serving.json")
+    parser.add_argument("--out", type=Path, default=engine_results() / "serving.json")
     asyncio.run(run(parser.parse_args()))
 
 

@@ -18,7 +18,7 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     import engine_tables
 
     yield engine_tables
-    for name in ("engine_tables", "tables"):
+    for name in ("engine_tables", "record", "tables"):
         sys.modules.pop(name, None)
 
 
@@ -28,13 +28,16 @@ def test_figures_are_those_of_the_result_files(tables: Any) -> None:
 
 
 def test_a_figure_without_a_result_is_not_measured(tables: Any) -> None:
-    table = tables.bars_table({})
+    table = tables.bars_table({"avx2": {}})
     assert table.count("not measured") == len(tables.BARS)
 
 
 def test_a_bar_that_is_missed_says_so(tables: Any) -> None:
-    machine = {"origin": {"machine": "m"}}
+    machine = {"origin": {"machine": "m", "date": "2026-01-01"}}
     found = {"engine": {"against_level_0": {"decode_ratio": 1.5}, "conversion": {"share": 0.01}, **machine}}
-    rows = tables.bars_table(found).splitlines()
-    assert next(row for row in rows if row.startswith("| decode, 8 x 7,936, level 23")).endswith("does not hold |")
-    assert next(row for row in rows if row.startswith("| converting")).endswith("| holds |")
+    rows = tables.bars_table({"avx2": found, "amx": {}}).splitlines()
+    assert next(r for r in rows if r.startswith("| decode, 8 x 7,936, level 23")).endswith(
+        "| 1.5, **missed** | not measured |"
+    )
+    assert next(r for r in rows if r.startswith("| converting")).endswith("| 0.01 | not measured |")
+    assert "AVX2: engine: m, 2026-01-01." in rows

@@ -4,8 +4,9 @@
     python benchmarks/peers/run.py --llama llama/bin/python --gguf SmolLM2-135M-Instruct.Q4_1.gguf
 
 Every engine stays loaded in a process of its own (`worker.py`); a round gives each work to each engine in turn, one process
-computing at a time. Results go to `benchmarks/results/peers.json` after every round, so a run may be stopped; figures are
-medians over rounds. Between rounds the read bandwidth of memory is measured on the same number of threads.
+computing at a time. Results go to `peers.json` in the folder of this kind of processor in `benchmarks/results/` after every
+round, so a run may be stopped; figures are medians over rounds. Between rounds the read bandwidth of memory is measured on the
+same number of threads.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from record import RESULTS, origin
+from record import engine_results, origin
 
 WORKER = Path(__file__).parent / "worker.py"
 PREFILLS = (2048, 7936)
@@ -85,8 +86,14 @@ def settings(arguments: argparse.Namespace) -> dict[str, tuple[str, dict[str, An
         )  # fmt: skip
     found["transformers, continuous batching, bf16"] = (sys.executable, {"engine": "continuous batching", **common})
     if arguments.llama:
-        setting = {"engine": "llama.cpp", "gguf": arguments.gguf, "threads": arguments.threads}
-        found["llama.cpp, Q4_1"] = (arguments.llama, setting)
+        for attention in ("plain", "flash"):
+            setting = {
+                "engine": "llama.cpp",
+                "attention": attention,
+                "gguf": arguments.gguf,
+                "threads": arguments.threads,
+            }
+            found[f"llama.cpp, Q4_1, {attention} attention"] = (arguments.llama, setting)
     return found
 
 
@@ -124,7 +131,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="engines whose name holds this")
     parser.add_argument("--without", default=None, help="leave out engines whose name holds this")
-    parser.add_argument("--out", type=Path, default=RESULTS / "peers.json")
+    parser.add_argument("--out", type=Path, default=engine_results() / "peers.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     chosen = {name: s for name, s in settings(arguments).items() if arguments.only in name}

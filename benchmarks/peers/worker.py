@@ -196,14 +196,15 @@ class ContinuousBatching:
 
 
 class LlamaCpp:
-    """The same weights as the GGUF they come from, in llama.cpp with flash attention; one request at a time."""
+    """The same weights as the GGUF they come from, in llama.cpp, with flash attention or plain; one request at a time."""
 
-    def __init__(self, gguf: str, threads: int) -> None:
+    def __init__(self, gguf: str, threads: int, attention: str) -> None:
         import llama_cpp
 
         self.llama = llama_cpp.Llama(
-            gguf, n_ctx=8192, n_threads=threads, n_threads_batch=threads, flash_attn=True, verbose=False, n_batch=CHUNK
-        )
+            gguf, n_ctx=8192, n_threads=threads, n_threads_batch=threads, flash_attn=attention == "flash", verbose=False,
+            n_batch=CHUNK,
+        )  # fmt: skip
 
     def _read(self, tokens: int) -> float:
         prompt = [random.randrange(VOCABULARY) for _ in range(tokens)]

@@ -58,6 +58,14 @@ struct Factor {
 // Rows [32, k] of bfloat16, `stride` elements apart.
 inline Factor rows_factor(const uint16_t* x, int64_t stride) { return {x, stride * 2, TILE_INPUTS * 2, TILE_SIDE * stride * 2}; }
 
+// Pairs of rows [k / 2, n] of which a pair of columns of tiles is taken: those beside each other lie 16 pairs further.
+inline Factor pair_rows_factor(const uint32_t* pairs, int64_t n) { return {pairs, n * 4, TILE_SIDE * n * 4, TILE_SIDE * 4}; }
+
+// Panels of 16 columns [k / 2, 16] of pairs, `beside` words apart.
+inline Factor panels_factor(const uint32_t* pairs, int64_t beside) {
+    return {pairs, TILE_SIDE * 4, TILE_SIDE * TILE_SIDE * 4, beside * 4};
+}
+
 // y [32, 32] = (y if `add`, else 0) + a b over 32 * `steps` bfloat16. Rows of b's tiles hold pairs of inputs of 16 columns; rows of
 // y are `stride` apart.
 inline void tile_product(Factor a, Factor b, int64_t steps, bool add, float* y, int64_t stride) {

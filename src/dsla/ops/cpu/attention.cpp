@@ -31,7 +31,10 @@ struct Pages {
 };
 
 constexpr int MAX_DIM = 256;
-constexpr int SPLIT = 512;  // keys one work item of a decode step reads
+constexpr int SPLIT = 512;  // keys one work item of a decode step reads, at most
+
+// Keys that one reads of a request: as many whatever else is in the batch.
+inline int split_of(int64_t length) { return int(std::clamp<int64_t>((length / 4 + LANES - 1) / LANES * LANES, 64, SPLIT)); }
 
 // What attention over some keys leaves: largest score, sums of weights by lane, weighted sum of values.
 struct Partial {
@@ -173,11 +176,12 @@ void attend_rows(const Rows& rows, int first, int count, int groups, int per_gro
         }
 }
 
-constexpr int BLOCK_ROWS = 96;  // query rows of a work item
+constexpr int BLOCK_ROWS = padded_rows(96);  // query rows of a work item
+static_assert(BLOCK_ROWS == padded_rows(BLOCK_ROWS));
 
 struct Workspace {
     alignas(64) Element q[BLOCK_ROWS * MAX_DIM];
-    float y[BLOCK_ROWS * MAX_DIM];
+    alignas(64) float y[BLOCK_ROWS * MAX_DIM];
     float top[BLOCK_ROWS], total[BLOCK_ROWS];
     SoftmaxRows softmax;
 };
@@ -201,7 +205,7 @@ void dsla_attend_decode(int threads, int n, int heads, int groups, int dim, cons
         std::memcpy(pages.key(tables[i], lengths[i] - 1), k + i * k_stride, groups * dim * 2);
         std::memcpy(pages.value(tables[i], lengths[i] - 1), v + i * v_stride, groups * dim * 2);
         first[i] = int64_t(owner.size());
-        for (int s = 0; s * int64_t(SPLIT) < lengths[i]; s++) {
+        for (int s = 0; s * int64_t(split_of(lengths[i])) < lengths[i]; s++) {
             owner.push_back(i);
             part.push_back(s);
         }
@@ -209,11 +213,12 @@ void dsla_attend_decode(int threads, int n, int heads, int groups, int dim, cons
     first[n] = int64_t(owner.size());
     std::vector<Partial> partials(owner.size() * heads);
     const int pieces = int(owner.size());
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (pieces > 2)
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (pieces > 1)
     for (int piece = 0; piece < pieces; piece++) {
         const int i = owner[piece];
-        const int64_t begin = part[piece] * int64_t(SPLIT);
-        const int keys = int(std::min<int64_t>(SPLIT, lengths[i] - begin));
+        const int split = split_of(lengths[i]);
+        const int64_t begin = part[piece] * int64_t(split);
+        const int keys = int(std::min<int64_t>(split, lengths[i] - begin));
         const Rows rows(pages, tables[i], begin, lengths[i]);
         Partial* out = &partials[piece * heads];
         for (int h = 0; h < heads; h++) out[h].clear(dim);
@@ -253,7 +258,7 @@ void dsla_attend_prefill(int threads, int tokens, int heads, int groups, int dim
         std::memcpy(pages.value(table, prior + t), v + t * v_stride, groups * dim * 2);
     }
     // Both packed forms of a group take as many cells.
-    std::vector<Cell> packed_k(groups * padded * cells), packed_v(groups * padded * cells);
+    Array<Cell> packed_k(groups * padded * cells), packed_v(packed_k.size());
     const int64_t blocks = padded / LANES, rows = int64_t(tokens) * per_group;
     const int64_t row_blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
 #pragma omp parallel num_threads(threads)
@@ -293,12 +298,14 @@ void dsla_attend_prefill(int threads, int tokens, int heads, int groups, int dim
                 for (int64_t key = 0; key < sees[count - 1]; key += BLOCK_KEYS) {
                     const int width = int((std::min<int64_t>(BLOCK_KEYS, sees[count - 1] - key) + 63) / 64 * 64);
                     // All rows see the first key, so that those that see nothing of a block keep what they have.
-                    for (int first = 0; first < count; first += By::ROWS)
-                        w->softmax.add<By>(w->q + first * dim, packed[0] + key * cells, packed[1] + key * cells, dim, width, scale,
-                                           w->y + first * dim, w->top + first, w->total + first, [&](int i, float* scores) {
-                                               for (int64_t c = std::max<int64_t>(sees[first + i] - key, 0); c < width; c++)
-                                                   scores[c] = -INFINITY;
-                                           });
+                    const Cell *keys = packed[0] + key * cells, *values = packed[1] + key * cells;
+                    for (int first = 0; first < count; first += By::ROWS) {
+                        const auto hide = [&](int i, float* scores) {
+                            for (int64_t c = std::max<int64_t>(sees[first + i] - key, 0); c < width; c++) scores[c] = -INFINITY;
+                        };
+                        w->softmax.add<By>(w->q + first * dim, count - first, keys, values, dim, width, scale, w->y + first * dim,
+                                           w->top + first, w->total + first, hide);
+                    }
                 }
             });
             for (int i = 0; i < count; i++) {

@@ -13,6 +13,10 @@ namespace {
 
 constexpr int MAX_ROWS = WIDE_REGISTERS ? 8 : 4;  // rows of x a tile holds
 constexpr int WIDE = WIDE_REGISTERS ? 3 : 1;      // panels of a wide tile
+constexpr int64_t AHEAD = 1024;                   // words to those that are fetched
+
+// Fetches weights that are read soon: the processor's own prefetching ends with each page.
+inline void fetch(const uint32_t* weights) { __builtin_prefetch(weights + AHEAD, 0, 3); }
 
 // A panel of bfloat16 weights: 16 outputs, K inputs by pairs, [K / 2][16][2].
 // y[M][16] = x [M, K] w^T
@@ -23,6 +27,7 @@ void tile(const Element* x, const uint32_t* panel, int64_t k, vf* y) {
     for (int64_t pair = 0; pair < k / 2; pair += CHAINS)
         UNROLL
         for (int c = 0; c < CHAINS; c++) {
+            fetch(panel + (pair + c) * LANES);
             const vu weights = load<vu>(panel + (pair + c) * LANES);
             UNROLL
             for (int m = 0; m < M; m++)
@@ -70,6 +75,7 @@ void tile_int4(const Element* x, const float* totals, const uint32_t* panel, int
     for (int m = 0; m < M; m++) y[m] = vf{};
     for (int64_t g = 0; g < k / GROUP; g++, panel += GROUP_WORDS) {
         vf acc[M][CHAINS] = {};
+        for (int c = 0; c < GROUP_WORDS / LANES; c++) fetch(panel + c * LANES);
         for (int c = 0; c < 4; c++) {
             const vu words = load<vu>(panel + c * LANES);
             UNROLL
@@ -211,30 +217,24 @@ void linear_int8(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_
 
 constexpr int64_t FEW = 8, FEW_INT4 = 16;  // rows that are not worth a tile
 
-// Two panels as tiles of bfloat16, each [k / 2, 16] pairs, `beside` words apart.
-struct TilePanels {
-    const uint32_t* at;
-    int64_t beside;
-};
-
-// y [n, n_out] = x [n, k] w^T + bias; `tiles(first, count, kept)` gives the tiles of `count` <= 2 panels from `first` on.
+// y [n, n_out] = x [n, k] w^T + bias; `tiles(first, count, unpacked)` gives those of `count` <= 2 panels from `first` on.
 template <typename Tiles>
 void linear_amx(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_t* x, const uint16_t* bias, uint16_t* y, Tiles tiles) {
-    const int64_t panels = n_out / LANES, whole = n / AMX_ROWS * AMX_ROWS, steps = k / TILE_INPUTS;
-    std::vector<uint16_t> rest(whole < n ? AMX_ROWS * k : 0);
+    const int64_t panels = n_out / LANES, whole = n / AMX_ROWS * AMX_ROWS;
+    Array<uint16_t> rest(whole < n ? AMX_ROWS * k : 0);
     std::copy(x + whole * k, x + n * k, rest.begin());
 #pragma omp parallel num_threads(threads)
     {
         const TileRegisters registers;
-        std::vector<uint32_t> kept;
+        Array<uint32_t> unpacked;
 #pragma omp for schedule(static)
         for (int64_t first = 0; first < panels; first += 2) {
             const int count = int(std::min<int64_t>(2, panels - first));
-            const TilePanels w = tiles(first, count, kept);
+            const Factor w = tiles(first, count, unpacked);
             for (int64_t row = 0; row < n; row += AMX_ROWS) {
                 alignas(64) float out[AMX_ROWS * 2 * LANES];
-                tile_product(rows_factor(row < whole ? x + row * k : rest.data(), k), {w.at, LANES * 4, LANES * LANES * 4, w.beside * 4},
-                             steps, false, out, 2 * LANES);
+                const Factor rows = rows_factor(row < whole ? x + row * k : rest.data(), k);
+                tile_product(rows, w, k / TILE_INPUTS, false, out, 2 * LANES);
                 for (int64_t m = 0; m < std::min<int64_t>(AMX_ROWS, n - row); m++)
                     for (int p = 0; p < count; p++)
                         put(reinterpret_cast<const vf*>(out) + 2 * m + p, 1, bias, (first + p) * LANES, n_out, y + (row + m) * n_out);
@@ -273,8 +273,8 @@ void dsla_linear(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_
 #endif
 #if defined(DSLA_AMX)
     if (n >= FEW && amx_ready())
-        return linear_amx(threads, n, k, n_out, x, bias, y, [=](int64_t first, int count, std::vector<uint32_t>&) {
-            return TilePanels{w + first * k / 2 * LANES, (count - 1) * k / 2 * LANES};
+        return linear_amx(threads, n, k, n_out, x, bias, y, [=](int64_t first, int count, Array<uint32_t>&) {
+            return panels_factor(w + first * k / 2 * LANES, (count - 1) * k / 2 * LANES);
         });
 #endif
     const int64_t panels = n_out / LANES;
@@ -317,11 +317,11 @@ void dsla_linear_int4(int threads, int64_t n, int64_t k, int64_t n_out, const ui
 #endif
 #if defined(DSLA_AMX)
     if (n >= FEW_INT4 && amx_ready())
-        return linear_amx(threads, n, k, n_out, x, bias, y, [=](int64_t first, int count, std::vector<uint32_t>& kept) {
+        return linear_amx(threads, n, k, n_out, x, bias, y, [=](int64_t first, int count, Array<uint32_t>& unpacked) {
             const int64_t words = k / 2 * LANES;
-            kept.resize(2 * words);
-            for (int p = 0; p < count; p++) unpack_tiles(w + (first + p) * groups * GROUP_WORDS, k, &kept[p * words]);
-            return TilePanels{kept.data(), (count - 1) * words};
+            unpacked.resize(2 * words);
+            for (int p = 0; p < count; p++) unpack_tiles(w + (first + p) * groups * GROUP_WORDS, k, &unpacked[p * words]);
+            return panels_factor(unpacked.data(), (count - 1) * words);
         });
 #endif
     std::vector<float> totals(n * groups);

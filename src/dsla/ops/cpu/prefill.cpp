@@ -20,7 +20,7 @@ constexpr int CHUNK = 32;
 constexpr int CHUNK = 48;
 #endif
 constexpr int CHUNK_VECTORS = CHUNK / LANES;
-constexpr int NEAR_ROWS = 48;  // of a chunk, up to whole tiles of attention
+constexpr int NEAR_ROWS = padded_rows(CHUNK);
 
 struct Prompt {
     const Layer& p;
@@ -115,17 +115,19 @@ struct Workspace {
     const int width, dim, mixed;  // features of a key, head dim, weights of a query: one for each token and feature of each state
     RightFactor keys, memory;     // of the chunk [F, CHUNK]; values of the chunk, then the states at its start [mixed, D]
     float decays[MAX_STATES][CHUNK * CHUNK], norms[MAX_STATES][2 * MAX_DIM], shares[MAX_STATES][CHUNK], factors[MAX_STATES][CHUNK];
-    std::vector<float> weights;                                         // [CHUNK, mixed]
-    float query[CHUNK * MAX_DIM], features[CHUNK * 2 * MAX_DIM], far_y[CHUNK * MAX_DIM], far[CHUNK];
-    std::vector<Cell> packed_k, packed_v;
+    Array<float> memory_rows, weights;  // of `memory`; [CHUNK, mixed]
+    alignas(64) float query[CHUNK * MAX_DIM], features[CHUNK * 2 * MAX_DIM], far_y[CHUNK * MAX_DIM];
+    float far[CHUNK];
+    Array<Cell> packed_k, packed_v;
     uint16_t q[CHUNK * MAX_DIM];
     alignas(64) Element rows[NEAR_ROWS * MAX_DIM];
-    float near_y[NEAR_ROWS * MAX_DIM], top[NEAR_ROWS], total[NEAR_ROWS];
+    alignas(64) float near_y[NEAR_ROWS * MAX_DIM];
+    float top[NEAR_ROWS], total[NEAR_ROWS];
     SoftmaxRows softmax;
 
     Workspace(const Prompt& prompt, int padded)
         : prompt(prompt), p(prompt.p), width(prompt.width), dim(p.dim), mixed(CHUNK + p.states * width), keys(width, CHUNK, 1),
-          memory(mixed, dim, 1), weights(CHUNK * mixed), packed_k(padded * dim / PAIRED), packed_v(packed_k.size()) {}
+          memory(mixed, dim, 1), memory_rows(mixed * dim), weights(CHUNK * mixed), packed_k(padded * dim / PAIRED), packed_v(packed_k.size()) {}
 
     // decays[s][t, j] = exp(cum_s[t] - cum_s[j]) for j <= t, else 0; the right factors.
     void prepare(int64_t c, int g) {
@@ -138,14 +140,13 @@ struct Workspace {
             }
             const float* state = prompt.start(c, s, g);
             for (int f = 0; f < width; f++) {
-                std::memcpy(memory.row(CHUNK + s * width + f), state + f * prompt.columns, dim * 4);
+                std::memcpy(&memory_rows[(CHUNK + s * width + f) * dim], state + f * prompt.columns, dim * 4);
                 norms[s][f] = state[f * prompt.columns + dim];
             }
         }
-        for (int f = 0; f < width; f++) std::memcpy(keys.row(f), prompt.chunk_keys(c, g) + f * CHUNK, CHUNK * 4);
-        for (int j = 0; j < CHUNK; j++) std::memcpy(memory.row(j), prompt.chunk_value(c, j, g), dim * 4);
-        keys.settle();
-        memory.settle();
+        for (int j = 0; j < CHUNK; j++) std::memcpy(&memory_rows[j * dim], prompt.chunk_value(c, j, g), dim * 4);
+        memory.set(memory_rows.data(), dim);
+        keys.set(prompt.chunk_keys(c, g), CHUNK);
     }
 
     // Reads of the states, weighted: far_y [CHUNK, D] and the sums of weights far [CHUNK]; q rows [CHUNK, D] of head h.
@@ -193,21 +194,23 @@ struct Workspace {
         by_fastest([&](auto by) {
             typedef decltype(by) By;
             for (int key = 0; key < padded; key += BLOCK_KEYS) {
-                const int width = std::min(BLOCK_KEYS, padded - key);
-                for (int first = 0; first < CHUNK; first += By::ROWS)
-                    softmax.add<By>(rows + first * dim, packed_k.data() + int64_t(key) * cells, packed_v.data() + int64_t(key) * cells,
-                                    dim, width, scale, near_y + first * dim, top + first, total + first, [&](int i, float* scores) {
-                                        // Row t sees near keys [t, t + W) that exist, and the sinks that have left its window.
-                                        const int t = std::min(first + i, count - 1);
-                                        const int64_t at = position + t;
-                                        const int64_t begin = std::max<int64_t>(t, p.window - 1 - position), end = t + p.window;
-                                        const int64_t sinks = near + std::clamp<int64_t>(at - p.window + 1, 0, p.sinks);
-                                        for (int c = 0; c < width; c++) {
-                                            const int64_t index = key + c;
-                                            if (!((index >= begin && index < end) || (index >= near && index < sinks)))
-                                                scores[c] = -INFINITY;
-                                        }
-                                    });
+                const int columns = std::min(BLOCK_KEYS, padded - key);
+                const Cell *keys = packed_k.data() + int64_t(key) * cells, *values = packed_v.data() + int64_t(key) * cells;
+                const auto from = [&](int64_t begin, int64_t end, float* scores) {
+                    for (int64_t c = std::max<int64_t>(begin - key, 0); c < std::min<int64_t>(end - key, columns); c++)
+                        scores[c] = -INFINITY;
+                };
+                for (int first = 0; first < CHUNK; first += By::ROWS) {
+                    // Row t sees near keys [t, t + W) that exist, and the sinks that have left its window.
+                    const auto hide = [&](int i, float* scores) {
+                        const int t = std::min(first + i, count - 1);
+                        from(0, std::min<int64_t>(near, std::max<int64_t>(t, p.window - 1 - position)), scores);
+                        from(t + p.window, near, scores);
+                        from(near + std::clamp<int64_t>(position + t - p.window + 1, 0, p.sinks), padded, scores);
+                    };
+                    softmax.add<By>(rows + first * dim, CHUNK - first, keys, values, dim, columns, scale, near_y + first * dim,
+                                    top + first, total + first, hide);
+                }
             }
         });
     }
@@ -228,7 +231,7 @@ void dsla_prefill(int threads, int64_t tokens, int heads, int groups, int dim, i
     const Slot slot{parts[0], reinterpret_cast<uint16_t*>(parts[1]),
                     reinterpret_cast<uint16_t*>(parts[2]), reinterpret_cast<uint16_t*>(parts[3]),
                     reinterpret_cast<uint16_t*>(parts[4])};
-    const int row = groups * dim, shared = heads / groups, cells = dim / PAIRED;
+    const int row = groups * dim, shared = heads / groups;
     Prompt prompt(p, tokens);
     for (int64_t i = std::max<int64_t>(0, window - prior); i < window; i++) {
         const int64_t at = (prior - window + i) % window;
@@ -252,10 +255,7 @@ void dsla_prefill(int threads, int64_t tokens, int heads, int groups, int dim, i
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
-        for (int h = 0; h < heads; h++) {
-            std::memcpy(q_maps[h].row(0), q_map + int64_t(h) * dim * dim, dim * dim * 4);
-            q_maps[h].settle();
-        }
+        for (int h = 0; h < heads; h++) q_maps[h].set(q_map + int64_t(h) * dim * dim, dim);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t c = 0; c < prompt.chunks; c++) prompt.enter(c, prior);
 #pragma omp for schedule(dynamic, 1)

@@ -1,8 +1,6 @@
 // Small matrix products of floats.
 #pragma once
 
-#include <vector>
-
 #include "amx.h"
 #include "vec.h"
 
@@ -36,22 +34,21 @@ inline void product(const float* a, int64_t a_stride, const float* b, int64_t b_
     }
 }
 
-// The right factor [K, N] of products, K and N multiples of 16, with tile registers of 32. In those it is multiplied as bfloat16,
-// in as many `parts` as asked for, whose sum it is, and what it is multiplied with is rounded to bfloat16 too.
+// The right factor [K, N] of products; K and N multiples of 32, or of 48 without tile registers. In those it is multiplied as
+// bfloat16, in as many `parts` as asked for, whose sum it is, and what it is multiplied with is rounded to bfloat16 too.
 class RightFactor {
    public:
-    RightFactor(int k, int n, int parts) : k(k), n(n), parts(parts), values(int64_t(k) * n), pairs(amx_ready() ? parts * values.size() / 2 : 0) {}
+    RightFactor(int k, int n, int parts) : k(k), n(n), parts(parts), pairs(amx_ready() ? int64_t(parts) * k * n / 2 : 0) {}
 
-    // Row `i`, to be written.
-    float* row(int64_t i) { return values.data() + i * n; }
-
-    // Call once the rows are written.
-    void settle() {
+    // Takes the rows at `from`, `stride` apart, which must stay there.
+    void set(const float* from, int64_t stride) {
+        rows = from;
+        row_stride = stride;
 #if defined(DSLA_AMX)
         if (!amx_ready()) return;
         for (int64_t i = 0; i < k / 2; i++)
             for (int64_t c = 0; c < n; c += LANES) {
-                vf even = load<vf>(row(2 * i) + c), odd = load<vf>(row(2 * i + 1) + c);
+                vf even = load<vf>(from + 2 * i * stride + c), odd = load<vf>(from + (2 * i + 1) * stride + c);
                 for (int part = 0; part < parts; part++) {
                     const vu e = nearest(even), o = nearest(odd);
                     store(&pairs[(part * (k / 2) + i) * n + c], e >> 16 | o);
@@ -67,36 +64,39 @@ class RightFactor {
 #if defined(DSLA_AMX)
         if (amx_ready()) return multiply_tiles(a, a_stride, m, y, stride);
 #endif
-        for (int i = 0; i < m; i += TILE) {
-            int c = 0;
-            for (; c + 2 * LANES <= n; c += 2 * LANES) multiply_columns<2>(a + i * a_stride, a_stride, c, y + i * stride, stride);
-            for (; c < n; c += LANES) multiply_columns<1>(a + i * a_stride, a_stride, c, y + i * stride, stride);
-        }
+        for (int i = 0; i < m; i += TILE)
+            if (n % (3 * LANES) == 0)
+                multiply_rows<3>(a + i * a_stride, a_stride, y + i * stride, stride);
+            else
+                multiply_rows<2>(a + i * a_stride, a_stride, y + i * stride, stride);
     }
 
    private:
     int k, n, parts;
-    std::vector<float> values;
-    std::vector<uint32_t> pairs;  // [parts, K / 2, N]
+    const float* rows = nullptr;
+    int64_t row_stride = 0;
+    Array<uint32_t> pairs;  // [parts, K / 2, N]
 
     template <int C>
-    void multiply_columns(const float* a, int64_t a_stride, int first, float* y, int64_t stride) const {
-        vf acc[TILE][C] = {};
-        product<C>(a, a_stride, values.data() + first, n, k, acc);
-        for (int i = 0; i < TILE; i++)
-            for (int c = 0; c < C; c++) store(y + i * stride + first + c * LANES, acc[i][c]);
+    void multiply_rows(const float* a, int64_t a_stride, float* y, int64_t stride) const {
+        for (int first = 0; first < n; first += C * LANES) {
+            vf acc[TILE][C] = {};
+            product<C>(a, a_stride, rows + first, row_stride, k, acc);
+            for (int i = 0; i < TILE; i++)
+                for (int c = 0; c < C; c++) store(y + i * stride + first + c * LANES, acc[i][c]);
+        }
     }
 
 #if defined(DSLA_AMX)
     void multiply_tiles(const float* a, int64_t a_stride, int m, float* y, int64_t stride) const {
-        thread_local std::vector<uint16_t> rounded;
-        rounded.resize(AMX_ROWS * k);
+        thread_local Array<uint16_t> rounded;
+        if (int64_t(rounded.size()) < AMX_ROWS * k) rounded.resize(AMX_ROWS * k);
         for (int first = 0; first < m; first += AMX_ROWS) {
             for (int i = 0; i < AMX_ROWS; i++)
                 for (int d = 0; d < k; d += LANES) narrow(&rounded[i * k + d], load<vf>(a + (first + i) * a_stride + d));
             for (int c = 0; c < n; c += 2 * LANES)
                 for (int part = 0; part < parts; part++)
-                    tile_product(rows_factor(rounded.data(), k), {&pairs[part * (k / 2) * n + c], n * 4, LANES * n * 4, LANES * 4},
+                    tile_product(rows_factor(rounded.data(), k), pair_rows_factor(&pairs[part * (k / 2) * n + c], n),
                                  k / TILE_INPUTS, part > 0, y + first * stride + c, stride);
         }
     }

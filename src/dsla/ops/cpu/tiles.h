@@ -106,14 +106,13 @@ struct ByTiles {
     static void scores(const Element* q, const Cell* keys, int dim, int count, float* scores) {
         const int64_t size = int64_t(dim) / PAIRED * LANES;  // of 16 keys
         for (int first = 0; first < count; first += 2 * LANES)
-            tile_product(rows_factor(q, dim), {keys + first / LANES * size, LANES * 4, LANES * LANES * 4, size * 4}, dim / TILE_INPUTS,
-                         false, scores + first, BLOCK_KEYS);
+            tile_product(rows_factor(q, dim), panels_factor(keys + first / LANES * size, size), dim / TILE_INPUTS, false, scores + first,
+                         BLOCK_KEYS);
     }
 
     static void add_values(const Element* weights, const Cell* values, int dim, int count, float* y) {
         for (int d = 0; d < dim; d += 2 * LANES)
-            tile_product(rows_factor(weights, BLOCK_KEYS), {values + d, dim * 4, LANES * dim * 4, LANES * 4}, count / TILE_INPUTS, true,
-                         y + d, dim);
+            tile_product(rows_factor(weights, BLOCK_KEYS), pair_rows_factor(values + d, dim), count / TILE_INPUTS, true, y + d, dim);
     }
 };
 
@@ -128,20 +127,30 @@ void by_fastest(Work work) {
     work(ByVectors{});
 }
 
-constexpr int MOST_ROWS = 32;  // of a tile, by any of the two
+#if defined(DSLA_AMX)
+constexpr int MOST_ROWS = ByTiles::ROWS;
+#else
+constexpr int MOST_ROWS = ByVectors::ROWS;
+#endif
 
-// Attention of query rows [n, D] over packed keys and values: sums of exps relative to the highest score so far.
+// Rows that hold `rows` of them in whole tiles, by either.
+constexpr int padded_rows(int rows) {
+    const int by_vectors = (rows + ByVectors::ROWS - 1) / ByVectors::ROWS * ByVectors::ROWS;
+    return std::max(by_vectors, (rows + MOST_ROWS - 1) / MOST_ROWS * MOST_ROWS);
+}
+
+// Attention of one tile of query rows over packed keys and values.
 struct SoftmaxRows {
-    float scores[MOST_ROWS * BLOCK_KEYS];
+    alignas(64) float scores[MOST_ROWS * BLOCK_KEYS];
     alignas(64) Element weights[MOST_ROWS * BLOCK_KEYS];
 
-    // Adds a block of `count` keys, a multiple of 64, to one tile of rows: y [ROWS, D] is the sum of values by weights, the total of
-    // which is total[ROWS], relative to e^top[ROWS]. `hide(i, scores)` puts -infinity to what row i does not see.
+    // Adds a block of `count` keys, a multiple of 64, to a tile of which `rows` are wanted: y [ROWS, D] is the sum of values by
+    // weights, the total of which is total[ROWS], relative to e^top[ROWS]. `hide(i, scores)` puts -infinity to what row i does not see.
     template <typename By, typename Hide>
-    void add(const Element* q, const Cell* keys, const Cell* values, int dim, int count, float scale, float* y, float* top,
+    void add(const Element* q, int rows, const Cell* keys, const Cell* values, int dim, int count, float scale, float* y, float* top,
              float* total, Hide hide) {
         By::scores(q, keys, dim, count, scores);
-        for (int i = 0; i < By::ROWS; i++) {
+        for (int i = 0; i < std::min(rows, By::ROWS); i++) {
             float* row = scores + i * BLOCK_KEYS;
             hide(i, row);
             vf most = load<vf>(row);
@@ -167,7 +176,8 @@ struct SoftmaxRows {
 };
 
 // Packs keys and values of LANES tokens, numbers `first` on of a group.
-inline void pack_tokens(const uint16_t* const* keys, const uint16_t* const* values, int dim, int64_t first, Cell* to_keys, Cell* to_values) {
+inline void pack_tokens(const uint16_t* const* keys, const uint16_t* const* values, int dim, int64_t first, Cell* to_keys,
+                        Cell* to_values) {
     const int cells = dim / PAIRED;
     Cell* to_k = to_keys + first * cells;
     Cell* to_v = to_values + first / PAIRED * dim;
