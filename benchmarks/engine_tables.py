@@ -130,7 +130,7 @@ def bars_table(kinds: dict[str, dict[str, Any]]) -> str:
 def _cell(results: dict[str, Any], figure: Callable[[dict[str, Any]], float], bar: float | None, more: bool) -> str:
     try:
         found = figure(results)
-    except KeyError:
+    except (KeyError, ValueError):
         return "not measured"
     missed = bar is not None and not (found >= bar if more else found <= bar)
     return f"{found:.3g}{', **missed**' if missed else ''}"

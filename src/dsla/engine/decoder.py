@@ -228,8 +228,7 @@ class PackedDecoder:
             q, k = weights.q_norm(q), weights.k_norm(k)
             qk = torch.cat([q, k], 1)
         rotated_q, rotated_k = torch.split(rotate(qk, cos, sin), [heads, groups], 1)
-        y = torch.empty_like(rotated_q)
-        self._attend(layer, rotated_q, rotated_k, v, y, split, batch, arena)
+        y = self._attend(layer, rotated_q, rotated_k, v, split, batch, arena)
         if not split.any_converted:
             return weights.o(y.flatten(1))
         if mixer.config.rope:
@@ -241,18 +240,22 @@ class PackedDecoder:
         return out
 
     def _attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, y: Tensor, split: Split, batch: PackedBatch, arena: Arena
-    ) -> None:
-        """Softmax attention of the segments that keep this layer, into their rows of `y`."""
-        if split.kept_decodes:
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, split: Split, batch: PackedBatch, arena: Arena
+    ) -> Tensor:
+        """Softmax attention of the segments that keep this layer, `[T, H, D]`; rows of others hold anything."""
+        tables = [batch.segments[i].memory.table(layer) for i in split.kept_decodes]
+        if len(tables) == len(batch.segments):
+            return self.softmax.step(q, k, v, arena.pages, tables, split.kept_lengths)
+        y = torch.empty_like(q)
+        if tables:
             rows = split.kept_rows
-            tables = [batch.segments[i].memory.table(layer) for i in split.kept_decodes]
             y[rows] = self.softmax.step(q[rows], k[rows], v[rows], arena.pages, tables, split.kept_lengths)
         for i in split.kept_chunks:
             segment, start = batch.segments[i], batch.starts[i]
             chunk = slice(start, start + len(segment.tokens))
             table = segment.memory.table(layer)
             y[chunk] = self.softmax.prefill(q[chunk], k[chunk], v[chunk], arena.pages, table, segment.n_prior)
+        return y
 
     def _mix(
         self,

@@ -271,7 +271,8 @@ void dsla_attend_prefill(int threads, int tokens, int heads, int groups, int dim
                 keys[i] = pages.key(table, token), values[i] = pages.value(table, token);
             }
             for (int g = 0; g < groups; g++) {
-                pack_tokens(keys, values, dim, block * LANES, packed_k.data() + g * padded * cells, packed_v.data() + g * padded * cells);
+                const int64_t at = g * padded * cells;
+                pack_tokens(keys, values, dim, block * LANES, packed_k.data() + at, packed_v.data() + at);
                 for (int i = 0; i < LANES; i++) keys[i] += dim, values[i] += dim;
             }
         }

@@ -219,7 +219,8 @@ constexpr int64_t FEW = 8, FEW_INT4 = 16;  // rows that are not worth a tile
 
 // y [n, n_out] = x [n, k] w^T + bias; `tiles(first, count, unpacked)` gives those of `count` <= 2 panels from `first` on.
 template <typename Tiles>
-void linear_amx(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_t* x, const uint16_t* bias, uint16_t* y, Tiles tiles) {
+void linear_amx(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_t* x, const uint16_t* bias, uint16_t* y,
+                Tiles tiles) {
     const int64_t panels = n_out / LANES, whole = n / AMX_ROWS * AMX_ROWS;
     Array<uint16_t> rest(whole < n ? AMX_ROWS * k : 0);
     std::copy(x + whole * k, x + n * k, rest.begin());
@@ -236,8 +237,10 @@ void linear_amx(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_t
                 const Factor rows = rows_factor(row < whole ? x + row * k : rest.data(), k);
                 tile_product(rows, w, k / TILE_INPUTS, false, out, 2 * LANES);
                 for (int64_t m = 0; m < std::min<int64_t>(AMX_ROWS, n - row); m++)
-                    for (int p = 0; p < count; p++)
-                        put(reinterpret_cast<const vf*>(out) + 2 * m + p, 1, bias, (first + p) * LANES, n_out, y + (row + m) * n_out);
+                    for (int p = 0; p < count; p++) {
+                        const vf* from = reinterpret_cast<const vf*>(out) + 2 * m + p;
+                        put(from, 1, bias, (first + p) * LANES, n_out, y + (row + m) * n_out);
+                    }
             }
         }
     }

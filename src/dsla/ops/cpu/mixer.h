@@ -132,7 +132,7 @@ inline void shares(int count, float top, float total, float far, float* near_sha
         *near_share = 0.0f;
         *far_share = 1.0f / std::max(far, TINY);
     } else if (!(far <= TINY)) {  // what is no number stays none
-        *near_share = 1.0f / (1.0f + std::exp(std::log(far) - top - std::log(total)));
+        *near_share = 1.0f / (1.0f + far / total * std::exp(-top));
         *far_share = (1.0f - *near_share) / far;
     } else {
         *near_share = 1.0f;

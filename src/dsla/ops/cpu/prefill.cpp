@@ -31,39 +31,46 @@ struct Prompt {
     std::vector<float> keys;               // [chunks, G, F, CHUNK], features of the tokens that leave the window
     std::vector<float> values;             // [chunks * CHUNK, G, D]
     std::vector<float> cum;                // [chunks, S, G, CHUNK], log gates summed from the chunk's start
-    std::vector<float> starts;             // [chunks, S, G, F, D + 1], states at the chunk's start
+    std::unique_ptr<float[]> starts;       // [chunks, S, G, F, D + 1], states at the chunk's start
+    std::vector<RightFactor> k_maps;       // of each KV head
 
     Prompt(const Layer& p, int64_t tokens)
         : p(p), tokens(tokens), chunks((tokens + CHUNK - 1) / CHUNK), width(2 * p.dim), columns(p.dim + 1),
           state_size(int64_t(width) * columns), near_k((p.window + tokens) * p.groups * p.dim), near_v(near_k.size()),
           keys(chunks * p.groups * width * CHUNK), values(chunks * CHUNK * p.groups * p.dim),
-          cum(chunks * p.states * p.groups * CHUNK), starts(chunks * p.states * p.groups * state_size) {}
+          cum(chunks * p.states * p.groups * CHUNK), starts(new float[chunks * p.states * p.groups * state_size]),
+          k_maps(p.groups, RightFactor(p.dim, p.dim, 3)) {}
 
     float* chunk_keys(int64_t c, int g) { return keys.data() + (c * p.groups + g) * width * CHUNK; }
     const float* chunk_keys(int64_t c, int g) const { return keys.data() + (c * p.groups + g) * width * CHUNK; }
-    const float* chunk_value(int64_t c, int j, int g) const { return values.data() + ((c * CHUNK + j) * p.groups + g) * p.dim; }
+    const float* chunk_values(int64_t c, int g) const { return values.data() + (c * CHUNK * p.groups + g) * p.dim; }
     float* chunk_cum(int64_t c, int s, int g) { return cum.data() + ((c * p.states + s) * p.groups + g) * CHUNK; }
     const float* chunk_cum(int64_t c, int s, int g) const { return cum.data() + ((c * p.states + s) * p.groups + g) * CHUNK; }
-    float* start(int64_t c, int s, int g) { return starts.data() + ((c * p.states + s) * p.groups + g) * state_size; }
-    const float* start(int64_t c, int s, int g) const { return starts.data() + ((c * p.states + s) * p.groups + g) * state_size; }
+    float* start(int64_t c, int s, int g) { return starts.get() + ((c * p.states + s) * p.groups + g) * state_size; }
+    const float* start(int64_t c, int s, int g) const { return starts.get() + ((c * p.states + s) * p.groups + g) * state_size; }
 
     // Features, values and log gates of one chunk's tokens that leave the window; sinks and places before the text enter nothing.
     void enter(int64_t c, int64_t prior) {
-        float feature[2 * MAX_DIM];
+        alignas(64) float rows[CHUNK * MAX_DIM] = {}, feature[CHUNK * 2 * MAX_DIM];
+        const int64_t first = c * CHUNK, end = std::min<int64_t>(CHUNK, tokens - first);
+        const int64_t begin = std::clamp<int64_t>(p.window + p.sinks - prior - first, 0, end);
         for (int g = 0; g < p.groups; g++) {
-            float* to = chunk_keys(c, g);
-            std::vector<float> total(p.states, 0.0f);
-            for (int j = 0; j < CHUNK; j++) {
-                const int64_t t = c * CHUNK + j;
-                const bool enters = t < tokens && prior + t - p.window >= p.sinks;
-                const int64_t at = (t * p.groups + g) * p.dim;
+            const auto at = [&](int64_t j) { return ((first + j) * p.groups + g) * p.dim; };
+            for (int64_t j = begin; j < end; j++)
+                for (int d = 0; d < p.dim; d += LANES) {
+                    store(rows + j * p.dim + d, widen(near_k.data() + at(j) + d));
+                    store(values.data() + at(j) + d, widen(near_v.data() + at(j) + d));
+                }
+            k_maps[g].multiply(rows, p.dim, CHUNK, feature, width);
+            float total[MAX_STATES] = {}, *to = chunk_keys(c, g);
+            for (int64_t j = 0; j < CHUNK; j++) {
+                const bool enters = j >= begin && j < end;
                 if (enters) {
-                    features(near_k.data() + at, p.k_map + g * p.dim * p.dim, p.dim, feature);
-                    for (int f = 0; f < width; f++) to[f * CHUNK + j] = feature[f];
-                    for (int d = 0; d < p.dim; d++) values[at + d] = widen(near_v[at + d]);
+                    soften(feature + j * width, p.dim);
+                    for (int f = 0; f < width; f++) to[f * CHUNK + j] = feature[j * width + f];
                 }
                 for (int s = 0; s < p.states; s++) {
-                    if (enters) total[s] += log_gate(p, s, g, near_k.data() + at);
+                    if (enters) total[s] += log_gate(p, s, g, near_k.data() + at(j));
                     chunk_cum(c, s, g)[j] = total[s];
                 }
             }
@@ -92,7 +99,7 @@ struct Prompt {
                 float& norm = state[f * columns + p.dim];
                 norm = norm * keep + sum(total);
             }
-            const float* v = values.data() + (c * CHUNK * p.groups + g) * p.dim;
+            const float* v = chunk_values(c, g);
             for (int f = 0; f < width; f += TILE)
                 for (int d = 0; d < p.dim; d += 2 * LANES) {
                     vf acc[TILE][2];
@@ -114,8 +121,9 @@ struct Workspace {
     const Layer& p;
     const int width, dim, mixed;  // features of a key, head dim, weights of a query: one for each token and feature of each state
     RightFactor keys, memory;     // of the chunk [F, CHUNK]; values of the chunk, then the states at its start [mixed, D]
-    float decays[MAX_STATES][CHUNK * CHUNK], norms[MAX_STATES][2 * MAX_DIM], shares[MAX_STATES][CHUNK], factors[MAX_STATES][CHUNK];
-    Array<float> memory_rows, weights;  // of `memory`; [CHUNK, mixed]
+    float decays[MAX_STATES][CHUNK * CHUNK], norms[MAX_STATES][2 * MAX_DIM], kept[MAX_STATES][CHUNK];
+    float shares[MAX_STATES][CHUNK], factors[MAX_STATES][CHUNK];
+    Array<float> weights;         // [CHUNK, mixed]
     alignas(64) float query[CHUNK * MAX_DIM], features[CHUNK * 2 * MAX_DIM], far_y[CHUNK * MAX_DIM];
     float far[CHUNK];
     Array<Cell> packed_k, packed_v;
@@ -127,9 +135,9 @@ struct Workspace {
 
     Workspace(const Prompt& prompt, int padded)
         : prompt(prompt), p(prompt.p), width(prompt.width), dim(p.dim), mixed(CHUNK + p.states * width), keys(width, CHUNK, 1),
-          memory(mixed, dim, 1), memory_rows(mixed * dim), weights(CHUNK * mixed), packed_k(padded * dim / PAIRED), packed_v(packed_k.size()) {}
+          memory(mixed, dim, 1), weights(CHUNK * mixed), packed_k(padded * dim / PAIRED), packed_v(packed_k.size()) {}
 
-    // decays[s][t, j] = exp(cum_s[t] - cum_s[j]) for j <= t, else 0; the right factors.
+    // decays[s][t, j] = exp(cum_s[t] - cum_s[j]) for j <= t, else 0; kept[s][t] = exp(cum_s[t]); the right factors.
     void prepare(int64_t c, int g) {
         for (int s = 0; s < p.states; s++) {
             const float* cum = prompt.chunk_cum(c, s, g);
@@ -139,25 +147,23 @@ struct Workspace {
                 for (int j = t + 1; j < CHUNK; j++) decays[s][t * CHUNK + j] = 0.0f;
             }
             const float* state = prompt.start(c, s, g);
-            for (int f = 0; f < width; f++) {
-                std::memcpy(&memory_rows[(CHUNK + s * width + f) * dim], state + f * prompt.columns, dim * 4);
-                norms[s][f] = state[f * prompt.columns + dim];
-            }
+            for (int v = 0; v < CHUNK; v += LANES) store(kept[s] + v, exponential(load<vf>(cum + v)));
+            memory.set(CHUNK + s * width, width, state, prompt.columns);
+            for (int f = 0; f < width; f++) norms[s][f] = state[f * prompt.columns + dim];
         }
-        for (int j = 0; j < CHUNK; j++) std::memcpy(&memory_rows[j * dim], prompt.chunk_value(c, j, g), dim * 4);
-        memory.set(memory_rows.data(), dim);
-        keys.set(prompt.chunk_keys(c, g), CHUNK);
+        memory.set(0, CHUNK, prompt.chunk_values(c, g), p.groups * dim);
+        keys.set(0, width, prompt.chunk_keys(c, g), CHUNK);
     }
 
     // Reads of the states, weighted: far_y [CHUNK, D] and the sums of weights far [CHUNK]; q rows [CHUNK, D] of head h.
-    void read_states(int64_t c, int g, int h, const RightFactor& map) {
+    void read_states(int h, const RightFactor& map) {
         for (int t = 0; t < CHUNK; t++) {
             for (int d = 0; d < dim; d += LANES) store(query + t * dim + d, widen(q + t * dim + d));
             float factor[MAX_STATES];
             dsla::factors(p, h, q + t * dim, factor);
             for (int s = 0; s < p.states; s++) {
                 factors[s][t] = factor[s];
-                shares[s][t] = factor[s] * std::exp(prompt.chunk_cum(c, s, g)[t]);
+                shares[s][t] = factor[s] * kept[s][t];
             }
         }
         map.multiply(query, dim, CHUNK, features, width);
@@ -254,8 +260,11 @@ void dsla_prefill(int threads, int64_t tokens, int heads, int groups, int dim, i
     std::vector<RightFactor> q_maps(heads, RightFactor(dim, dim, 2));
 #pragma omp parallel num_threads(threads)
     {
+        const TileRegisters registers;
+#pragma omp for schedule(static) nowait
+        for (int h = 0; h < heads; h++) q_maps[h].set(0, dim, q_map + int64_t(h) * dim * dim, dim);
 #pragma omp for schedule(static)
-        for (int h = 0; h < heads; h++) q_maps[h].set(q_map + int64_t(h) * dim * dim, dim);
+        for (int g = 0; g < groups; g++) prompt.k_maps[g].set(0, dim, k_map + int64_t(g) * dim * dim, dim);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t c = 0; c < prompt.chunks; c++) prompt.enter(c, prior);
 #pragma omp for schedule(dynamic, 1)
@@ -267,7 +276,6 @@ void dsla_prefill(int threads, int64_t tokens, int heads, int groups, int dim, i
             else
                 prompt.scan(s, g, reinterpret_cast<float*>(slot.states) + first, prior + tokens);
         }
-        const TileRegisters registers;
         const auto w = std::make_unique<Workspace>(prompt, padded);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t item = 0; item < prompt.chunks * groups; item++) {
@@ -290,7 +298,7 @@ void dsla_prefill(int threads, int64_t tokens, int heads, int groups, int dim, i
                 const int h = g * shared + r;
                 for (int t = 0; t < CHUNK; t++)
                     std::memcpy(w->q + t * dim, q + (first + std::min(t, count - 1)) * q_stride + h * dim, dim * 2);
-                w->read_states(c, g, h, q_maps[h]);
+                w->read_states(h, q_maps[h]);
                 w->read_near(prior + first, count, near, padded);
                 for (int t = 0; t < count; t++) {
                     const int seen = int(std::min<int64_t>(prior + first + t + 1, window) +

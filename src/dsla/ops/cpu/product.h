@@ -38,25 +38,15 @@ inline void product(const float* a, int64_t a_stride, const float* b, int64_t b_
 // bfloat16, in as many `parts` as asked for, whose sum it is, and what it is multiplied with is rounded to bfloat16 too.
 class RightFactor {
    public:
-    RightFactor(int k, int n, int parts) : k(k), n(n), parts(parts), pairs(amx_ready() ? int64_t(parts) * k * n / 2 : 0) {}
+    RightFactor(int k, int n, int parts)
+        : k(k), n(n), parts(parts), rows(amx_ready() ? 0 : int64_t(k) * n), pairs(amx_ready() ? int64_t(parts) * k * n / 2 : 0) {}
 
-    // Takes the rows at `from`, `stride` apart, which must stay there.
-    void set(const float* from, int64_t stride) {
-        rows = from;
-        row_stride = stride;
+    // Sets `count` rows from row `first` on, both even, from those at `from`, `stride` apart.
+    void set(int first, int count, const float* from, int64_t stride) {
 #if defined(DSLA_AMX)
-        if (!amx_ready()) return;
-        for (int64_t i = 0; i < k / 2; i++)
-            for (int64_t c = 0; c < n; c += LANES) {
-                vf even = load<vf>(from + 2 * i * stride + c), odd = load<vf>(from + (2 * i + 1) * stride + c);
-                for (int part = 0; part < parts; part++) {
-                    const vu e = nearest(even), o = nearest(odd);
-                    store(&pairs[(part * (k / 2) + i) * n + c], e >> 16 | o);
-                    even -= as<vf>(e);
-                    odd -= as<vf>(o);
-                }
-            }
+        if (amx_ready()) return set_pairs(first, count, from, stride);
 #endif
+        for (int i = 0; i < count; i++) std::memcpy(&rows[int64_t(first + i) * n], from + i * stride, n * 4);
     }
 
     // y [m, N] = a [m, K] b, rows `a_stride` and `stride` apart; m a multiple of 4, with tile registers of 32.
@@ -73,21 +63,33 @@ class RightFactor {
 
    private:
     int k, n, parts;
-    const float* rows = nullptr;
-    int64_t row_stride = 0;
+    Array<float> rows;      // [K, N], or
     Array<uint32_t> pairs;  // [parts, K / 2, N]
 
     template <int C>
     void multiply_rows(const float* a, int64_t a_stride, float* y, int64_t stride) const {
         for (int first = 0; first < n; first += C * LANES) {
             vf acc[TILE][C] = {};
-            product<C>(a, a_stride, rows + first, row_stride, k, acc);
+            product<C>(a, a_stride, rows.data() + first, n, k, acc);
             for (int i = 0; i < TILE; i++)
                 for (int c = 0; c < C; c++) store(y + i * stride + first + c * LANES, acc[i][c]);
         }
     }
 
 #if defined(DSLA_AMX)
+    void set_pairs(int first, int count, const float* from, int64_t stride) {
+        for (int64_t i = 0; i < count; i += 2)
+            for (int64_t c = 0; c < n; c += LANES) {
+                vf even = load<vf>(from + i * stride + c), odd = load<vf>(from + (i + 1) * stride + c);
+                for (int part = 0; part < parts; part++) {
+                    const vu e = nearest(even), o = nearest(odd);
+                    store(&pairs[(part * (k / 2) + (first + i) / 2) * n + c], e >> 16 | o);
+                    even -= as<vf>(e);
+                    odd -= as<vf>(o);
+                }
+            }
+    }
+
     void multiply_tiles(const float* a, int64_t a_stride, int m, float* y, int64_t stride) const {
         thread_local Array<uint16_t> rounded;
         if (int64_t(rounded.size()) < AMX_ROWS * k) rounded.resize(AMX_ROWS * k);

@@ -106,13 +106,14 @@ struct ByTiles {
     static void scores(const Element* q, const Cell* keys, int dim, int count, float* scores) {
         const int64_t size = int64_t(dim) / PAIRED * LANES;  // of 16 keys
         for (int first = 0; first < count; first += 2 * LANES)
-            tile_product(rows_factor(q, dim), panels_factor(keys + first / LANES * size, size), dim / TILE_INPUTS, false, scores + first,
-                         BLOCK_KEYS);
+            tile_product(rows_factor(q, dim), panels_factor(keys + first / LANES * size, size), dim / TILE_INPUTS, false,
+                         scores + first, BLOCK_KEYS);
     }
 
     static void add_values(const Element* weights, const Cell* values, int dim, int count, float* y) {
         for (int d = 0; d < dim; d += 2 * LANES)
-            tile_product(rows_factor(weights, BLOCK_KEYS), pair_rows_factor(values + d, dim), count / TILE_INPUTS, true, y + d, dim);
+            tile_product(rows_factor(weights, BLOCK_KEYS), pair_rows_factor(values + d, dim), count / TILE_INPUTS, true, y + d,
+                         dim);
     }
 };
 
@@ -145,10 +146,11 @@ struct SoftmaxRows {
     alignas(64) Element weights[MOST_ROWS * BLOCK_KEYS];
 
     // Adds a block of `count` keys, a multiple of 64, to a tile of which `rows` are wanted: y [ROWS, D] is the sum of values by
-    // weights, the total of which is total[ROWS], relative to e^top[ROWS]. `hide(i, scores)` puts -infinity to what row i does not see.
+    // weights, the total of which is total[ROWS], relative to e^top[ROWS]. `hide(i, scores)` puts -infinity to what row i does not
+    // see.
     template <typename By, typename Hide>
-    void add(const Element* q, int rows, const Cell* keys, const Cell* values, int dim, int count, float scale, float* y, float* top,
-             float* total, Hide hide) {
+    void add(const Element* q, int rows, const Cell* keys, const Cell* values, int dim, int count, float scale, float* y,
+             float* top, float* total, Hide hide) {
         By::scores(q, keys, dim, count, scores);
         for (int i = 0; i < std::min(rows, By::ROWS); i++) {
             float* row = scores + i * BLOCK_KEYS;
