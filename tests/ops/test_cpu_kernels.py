@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +70,7 @@ def pages_with(k: Tensor, v: Tensor, room: int, generator: torch.Generator) -> t
 
 @needs_kernels
 @given(
-    groups=st.integers(1, 3), shared=st.integers(1, 9), dim=st.sampled_from([32, 64, 96, 128]),
+    groups=st.integers(1, 3), shared=st.integers(1, 9), dim=st.sampled_from([32, 64, 96, 128, 256]),
     prior=st.integers(0, 700), tokens=st.integers(1, 130), seed=st.integers(0, 99),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
@@ -131,7 +134,10 @@ def test_a_request_does_not_depend_on_its_batch_or_the_threads() -> None:
         torch.set_num_threads(threads)
 
 
-SHAPES = [(9, 3, 64, 64, 4, 2), (4, 4, 32, 0, 0, 1), (8, 1, 64, 16, 2, 4), (6, 2, 96, 5, 7, 2), (10, 1, 64, 64, 4, 2)]
+SHAPES = [
+    (9, 3, 64, 64, 4, 2), (4, 4, 32, 0, 0, 1), (8, 1, 64, 16, 2, 4), (6, 2, 96, 5, 7, 2), (10, 1, 64, 64, 4, 2),
+    (2, 1, 32, 300, 4, 8), (2, 1, 128, 40, 0, 1),
+]  # fmt: skip
 
 
 def random_mixer(heads: int, groups: int, dim: int, window: int, sinks: int, states: int) -> DslaMixer:
@@ -362,6 +368,24 @@ def test_without_a_compiler_a_warning_says_so(
         assert "no C++ compiler" in caplog.text and "PyTorch computes instead" in caplog.text
     finally:
         kernels.cache_clear()
+
+
+@needs_kernels
+def test_vectors_do_what_tiles_do() -> None:
+    """On a processor with AMX the same tests without it, in a process of their own: it is asked for once."""
+    asked_not_to = os.environ.get("DSLA_KERNELS") == "vectors"
+    found = kernels()
+    assert found is not None
+    assert not (found.tiles and asked_not_to)
+    if not found.tiles:
+        pytest.skip("this processor has no AMX, or was asked not to use it")
+    chosen = "over_pages or no_number or test_mixer or test_linear or extreme or vectors"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", __file__, "-k", chosen, "-p", "no:cacheprovider"],
+        env={**os.environ, "DSLA_KERNELS": "vectors"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "1 skipped" in done.stdout
 
 
 @needs_kernels

@@ -9,17 +9,21 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <cstdlib>
+
 namespace dsla {
 
 constexpr int TILE_SIDE = 16;               // rows and columns of a tile
 constexpr int AMX_ROWS = 2 * TILE_SIDE;     // rows of a product
 constexpr int TILE_INPUTS = 2 * TILE_SIDE;  // bfloat16 of a row of a tile, which are summed over
 
-// Whether the kernel lets this process use the tile registers: their state is large, and has to be asked for.
+// Whether the system lets this process use the tile registers, whose state is large and has to be asked for, and the user does:
+// DSLA_KERNELS=vectors says no.
 inline bool amx_ready() {
     static const bool ready = [] {
         constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
-        return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+        const char* asked = std::getenv("DSLA_KERNELS");
+        return !(asked && std::strcmp(asked, "vectors") == 0) && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
     }();
     return ready;
 }

@@ -101,6 +101,7 @@ class Kernels:
 
     Attributes:
         rounds_rows: whether `linear_int4` rounds each 32 inputs of a row to int8 first, as it does with AVX2 alone.
+        tiles: whether many rows are multiplied in AMX tile registers; `DSLA_KERNELS=vectors` does without.
     """
 
     def __init__(self, compiled: ctypes.CDLL) -> None:
@@ -112,7 +113,7 @@ class Kernels:
         self._rms_norm = compiled.dsla_rms_norm
         self._linear, self._linear_int4 = compiled.dsla_linear, compiled.dsla_linear_int4
         self._silu_mul, self._rotate = compiled.dsla_silu_mul, compiled.dsla_rotate
-        self.rounds_rows = bool(compiled.dsla_rounds_rows())
+        self.rounds_rows, self.tiles = bool(compiled.dsla_rounds_rows()), bool(compiled.dsla_tiles())
 
     def attend_decode(
         self, q: Tensor, k: Tensor, v: Tensor, pages: Mapping[str, Tensor], tables: Sequence[PageTable], lengths: Tensor

@@ -306,6 +306,9 @@ int dsla_rounds_rows() {
 #endif
 }
 
+// Whether many rows are multiplied in tile registers.
+int dsla_tiles() { return amx_ready(); }
+
 // The same with int4 weights, packed as above.
 void dsla_linear_int4(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_t* x, const uint32_t* w,
                       const uint16_t* bias, uint16_t* y) {
