@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from dsla.errors import KernelError
 from dsla.mixers import AttentionShape, DslaConfig, DslaMixer
 from dsla.ops import attend_decode, attend_prefill, rms_norm, rotate, silu_mul
 from dsla.ops.cpu import bindings, build, kernels
-from dsla.ops.linear import linear_int4, linear_packed, pack, pack_int4, rows, unpack, unpack_int4
+from dsla.ops.linear import add_swiglu, linear_int4, linear_packed, pack, pack_int4, rows, unpack, unpack_int4
 
 needs_kernels = pytest.mark.skipif(kernels() is None, reason="no C++ compiler on this machine")
 PAGE = 16
@@ -263,10 +264,10 @@ def test_linear(n: int, n_out: int, k: int, biased: bool) -> None:
 
 
 def as_multiplied_with_int4(x: torch.Tensor) -> torch.Tensor:
-    """Rows as the int4 kernel sees them: where it rounds them, multiples of 1 / 127 of the largest of each 32."""
+    """Rows as the int4 kernel sees them: where it rounds them to one int8, multiples of 1 / 127 of the largest of each 32."""
     found = kernels()
     assert found is not None
-    if not found.rounds_rows:
+    if found.int8_parts != 1:
         return x.double()
     groups = x.double().unflatten(-1, (-1, 32))
     scale = (groups.abs().amax(-1, keepdim=True) / 127).clamp_min(1e-300)
@@ -282,7 +283,7 @@ def test_int4_rows_do_not_depend_on_their_company() -> None:
     for size in (1, 2, 3, 4, 5, 22):
         apart = torch.cat([linear_int4(part, four) for part in x.split(size)])
         assert error(apart, together) < 3e-3
-        if kernels().rounds_rows:
+        if kernels().int8_parts and not kernels().tiles:
             assert torch.equal(apart, together)
 
 
@@ -303,6 +304,19 @@ def test_int4_with_extreme_inputs(value: float, n: int) -> None:
         assert not found[2].isfinite().any()
     elif value < 1:
         assert error(found[2], exact[2]) < 3e-3
+
+
+@needs_kernels
+@pytest.mark.parametrize("n", [1, 3, 20, 70])
+@pytest.mark.parametrize(("width", "inner"), [(32, 96), (576, 64)])
+@pytest.mark.parametrize("packs", [pack, pack_int4])
+def test_swiglu_in_one_call_is_its_steps(packs: Callable[[Tensor], Tensor], width: int, inner: int, n: int) -> None:
+    torch.manual_seed(n)
+    x, norm = torch.randn(n, width).bfloat16(), torch.rand(width).bfloat16()
+    up, down = (packs(torch.randn(*size).bfloat16()) for size in ((2 * inner, width), (width, inner)))
+    product = linear_packed if packs is pack else linear_int4
+    expected = x + product(silu_mul(product(rms_norm(x, norm, 1e-5), up)), down)
+    assert torch.equal(add_swiglu(x, norm, 1e-5, up, down), expected)
 
 
 @pytest.mark.usefixtures("python_only")

@@ -210,7 +210,7 @@ class PackedDecoder:
         for layer, weights in enumerate(self.weights.layers):
             x = weights.attention_norm(hidden)
             hidden = hidden + self._attention(layer, weights, x, cos, sin, batch, arena)
-            hidden = hidden + weights.mlp(x if weights.mlp_norm is None else weights.mlp_norm(hidden))
+            hidden = weights.add_mlp(hidden, x)
         return self.weights.head(self.weights.norm(hidden[batch.sample_rows]))
 
     def _attention(
@@ -218,8 +218,8 @@ class PackedDecoder:
     ) -> Tensor:
         heads, groups, dim = self.shape.n_heads, self.shape.n_kv_heads, self.shape.head_dim
         split = batch.split(layer)
-        qk, v = torch.split(weights.qkv(x).view(len(x), -1, dim), [heads + groups, groups], 1)
-        q, k = torch.split(qk, [heads, groups], 1)
+        qk, v = weights.qkv(x).view(x.shape[0], -1, dim).split_with_sizes([heads + groups, groups], 1)
+        q, k = qk.split_with_sizes([heads, groups], 1)
         if split.any_converted:
             mixer, rows = self.mixers[layer], split.converted_rows
             q_delta, o_delta = self._deltas[layer]
@@ -227,7 +227,7 @@ class PackedDecoder:
         if weights.q_norm is not None and weights.k_norm is not None:
             q, k = weights.q_norm(q), weights.k_norm(k)
             qk = torch.cat([q, k], 1)
-        rotated_q, rotated_k = torch.split(rotate(qk, cos, sin), [heads, groups], 1)
+        rotated_q, rotated_k = rotate(qk, cos, sin).split_with_sizes([heads, groups], 1)
         y = self._attend(layer, rotated_q, rotated_k, v, split, batch, arena)
         if not split.any_converted:
             return weights.o(y.flatten(1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsla.checkpoint import weight_files
-from dsla.engine.linears import Embedding, Linear, Projection, packed, rounded_to_int4
+from dsla.engine.linears import Embedding, Int4Linear, Linear, PackedLinear, Projection, packed, rounded_to_int4
 from dsla.errors import ModelError
 from dsla.families import ACTIVATIONS, NORM_EPS, Family, attention_shape
 from dsla.ops import rms_norm, silu_mul
+from dsla.ops.linear import add_swiglu
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -55,6 +57,18 @@ class Mlp:
     activation: Callable[[Tensor], Tensor]
     gated: bool
 
+    @cached_property
+    def panels(self) -> tuple[Tensor, Tensor] | None:
+        """Panels of both projections where they make a SwiGLU without biases, for `dsla.ops.add_swiglu`."""
+        if self.gated and self.activation is F.silu:
+            match self.up, self.down:
+                case (PackedLinear(up, None), PackedLinear(down, None)) | (
+                    Int4Linear(up, None),
+                    Int4Linear(down, None),
+                ):
+                    return up, down
+        return None
+
     def __call__(self, x: Tensor) -> Tensor:
         up = self.up(x)
         if not self.gated:
@@ -76,6 +90,13 @@ class LayerWeights:
     mlp: Mlp
     q_norm: Norm | None
     k_norm: Norm | None
+
+    def add_mlp(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """`hidden` `[n, width]` and what the MLP adds to it; `attended` is what attention has read."""
+        norm, panels = self.mlp_norm, self.mlp.panels
+        if isinstance(norm, RmsNorm) and panels is not None:
+            return add_swiglu(hidden, norm.weight, norm.eps, *panels)
+        return hidden + self.mlp(attended if norm is None else norm(hidden))
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsla.ops.cpu import native
+from dsla.ops.rows import rms_norm, silu_mul
 
 GROUP, LANES = 32, 16
+INT4_AXES = 4
+"""Axes of int4 panels; bf16 ones have one less."""
 
 
 def fits(weight: Tensor) -> bool:
@@ -39,6 +42,26 @@ def linear_int4(x: Tensor, panels: Tensor, bias: Tensor | None = None) -> Tensor
     if kernels is None:
         return F.linear(x, unpack_int4(panels).to(x.dtype), bias)
     return kernels.linear_int4(x.contiguous(), panels, bias)
+
+
+def add_swiglu(x: Tensor, norm: Tensor, eps: float, up: Tensor, down: Tensor) -> Tensor:
+    """`x + down(silu_mul(up(rms_norm(x))))`: what follows attention in a layer, to the bit what its steps one by one give.
+
+    Args:
+        x: `[n, width]` bf16.
+        norm: `[width]` bf16.
+        eps: of the norm.
+        up: the weight of gate, then up, from `pack` or `pack_int4`.
+        down: the weight of what is added, in the same form.
+
+    Returns:
+        `[n, width]` bf16.
+    """
+    kernels, int4 = native(x), up.dim() == INT4_AXES
+    if kernels is not None:
+        return kernels.add_swiglu(x.contiguous(), norm, eps, up, down, int4)
+    product = linear_int4 if int4 else linear_packed
+    return x + product(silu_mul(product(rms_norm(x, norm, eps), up)), down)
 
 
 def pack(weight: Tensor) -> Tensor:

@@ -191,19 +191,20 @@ struct Workspace {
 extern "C" {
 
 // Writes the newest key and value of n requests into their pages, then attends with one query each over all their tokens.
-// q [n, H, D], k and v [n, G, D] with given row strides (elements); lengths count the new token; y [n, H, D].
+// q [n, H, D], k and v [n, G, D] with given row strides (elements); `prior` tokens each lie in the pages; y [n, H, D].
 void dsla_attend_decode(int threads, int n, int heads, int groups, int dim, const uint16_t* q, int64_t q_stride,
                         const uint16_t* k, int64_t k_stride, const uint16_t* v, int64_t v_stride, char* k_pages,
                         char* v_pages, int64_t page_bytes, int page_tokens, const int64_t* const* tables,
-                        const int64_t* lengths, uint16_t* y) {
+                        const int64_t* prior, uint16_t* y) {
     const Pages pages{k_pages, v_pages, page_bytes, page_tokens, groups, dim};
     const int per_group = heads / groups;
     const float scale = 1.0f / std::sqrt(float(dim));
     std::vector<int> owner, part;
-    std::vector<int64_t> first(n + 1);
+    std::vector<int64_t> first(n + 1), lengths(prior, prior + n);
     for (int i = 0; i < n; i++) {
-        std::memcpy(pages.key(tables[i], lengths[i] - 1), k + i * k_stride, groups * dim * 2);
-        std::memcpy(pages.value(tables[i], lengths[i] - 1), v + i * v_stride, groups * dim * 2);
+        std::memcpy(pages.key(tables[i], prior[i]), k + i * k_stride, groups * dim * 2);
+        std::memcpy(pages.value(tables[i], prior[i]), v + i * v_stride, groups * dim * 2);
+        lengths[i]++;
         first[i] = int64_t(owner.size());
         for (int s = 0; s * int64_t(split_of(lengths[i])) < lengths[i]; s++) {
             owner.push_back(i);

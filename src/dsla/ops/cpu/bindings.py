@@ -34,6 +34,7 @@ _SIGNATURES = {
     ],
     "dsla_linear": [_int, *[_long] * 3, *[_pointer] * 4],
     "dsla_linear_int4": [_int, *[_long] * 3, *[_pointer] * 4],
+    "dsla_add_swiglu": [_int, *[_long] * 3, _pointer, _pointer, _float, _int, *[_pointer] * 3],
     "dsla_rms_norm": [_int, _long, _long, _pointer, _pointer, _float, _pointer],
     "dsla_silu_mul": [_int, _long, _long, _pointer, _pointer],
     "dsla_rotate": [_int, *[_long] * 4, _pointer, _long, _pointer, _pointer, _pointer],
@@ -100,7 +101,8 @@ class Kernels:
         compiled: the library.
 
     Attributes:
-        rounds_rows: whether `linear_int4` rounds each 32 inputs of a row to int8 first, as it does with AVX2 alone.
+        int8_parts: int8 that `linear_int4` rounds an input of few rows to: one with AVX2, two (as good as bfloat16) with
+            AVX-512 VNNI, 0 = rows stay as they are.
         tiles: whether many rows are multiplied in AMX tile registers; `DSLA_KERNELS=vectors` does without.
     """
 
@@ -112,8 +114,9 @@ class Kernels:
         self._step, self._extend, self._fold = compiled.dsla_step, compiled.dsla_prefill, compiled.dsla_fold
         self._rms_norm = compiled.dsla_rms_norm
         self._linear, self._linear_int4 = compiled.dsla_linear, compiled.dsla_linear_int4
+        self._add_swiglu = compiled.dsla_add_swiglu
         self._silu_mul, self._rotate = compiled.dsla_silu_mul, compiled.dsla_rotate
-        self.rounds_rows, self.tiles = bool(compiled.dsla_rounds_rows()), bool(compiled.dsla_tiles())
+        self.int8_parts, self.tiles = int(compiled.dsla_int8_parts()), bool(compiled.dsla_tiles())
 
     def attend_decode(
         self, q: Tensor, k: Tensor, v: Tensor, pages: Mapping[str, Tensor], tables: Sequence[PageTable], lengths: Tensor
@@ -131,11 +134,11 @@ class Kernels:
         Returns:
             `[N, H, D]`.
         """
-        y, seen = q.new_empty(q.shape), lengths + 1
-        places = torch.tensor([table.address for table in tables])
+        y = q.new_empty(q.shape)
+        places = (_pointer * len(tables))(*[table.address for table in tables])
         self._attend_decode(
-            torch.get_num_threads(), *q.shape[:2], *k.shape[1:], *_rows(q, k, v), *_pages(pages), places.data_ptr(),
-            seen.data_ptr(), y.data_ptr(),
+            torch.get_num_threads(), *q.shape[:2], *k.shape[1:], *_rows(q, k, v), *_pages(pages), places,
+            lengths.data_ptr(), y.data_ptr(),
         )  # fmt: skip
         return y
 
@@ -231,11 +234,23 @@ class Kernels:
         return self._product(self._linear_int4, x, panels, bias)
 
     def _product(self, kernel: Callable[..., None], x: Tensor, panels: Tensor, bias: Tensor | None) -> Tensor:
-        n_out = len(panels) * panels.shape[-1]
-        y = x.new_empty(len(x), n_out)
+        n, k = x.shape
+        n_out = panels.shape[0] * panels.shape[-1]
+        y = x.new_empty(n, n_out)
         kernel(
-            torch.get_num_threads(), *x.shape, n_out, x.data_ptr(), panels.data_ptr(),
+            torch.get_num_threads(), n, k, n_out, x.data_ptr(), panels.data_ptr(),
             None if bias is None else bias.data_ptr(), y.data_ptr(),
+        )  # fmt: skip
+        return y
+
+    def add_swiglu(self, x: Tensor, norm: Tensor, eps: float, up: Tensor, down: Tensor, int4: bool) -> Tensor:
+        """`x + down(silu_mul(up(rms_norm(x))))` of rows `[n, width]`, contiguous; weights as for `linear` or `linear_int4`."""
+        y = torch.empty_like(x)
+        n, width = x.shape
+        inner = up.shape[0] * up.shape[-1] // 2
+        self._add_swiglu(
+            torch.get_num_threads(), n, width, inner, x.data_ptr(), norm.data_ptr(), eps, int4, up.data_ptr(),
+            down.data_ptr(), y.data_ptr(),
         )  # fmt: skip
         return y
 
@@ -250,8 +265,9 @@ class Kernels:
 
     def silu_mul(self, x: Tensor) -> Tensor:
         """`silu(gate) * up` `[T, n]` of contiguous rows `[T, 2 n]` that hold gate, then up."""
-        y = x.new_empty(len(x), x.shape[1] // 2)
-        self._silu_mul(torch.get_num_threads(), *y.shape, x.data_ptr(), y.data_ptr())
+        n, width = x.shape
+        y = x.new_empty(n, width // 2)
+        self._silu_mul(torch.get_num_threads(), n, width // 2, x.data_ptr(), y.data_ptr())
         return y
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

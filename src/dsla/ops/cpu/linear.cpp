@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "amx.h"
+#include "int4.h"
 #include "int8.h"
 #include "vec.h"
 
@@ -13,10 +14,6 @@ namespace {
 
 constexpr int MAX_ROWS = WIDE_REGISTERS ? 8 : 4;  // rows of x a tile holds
 constexpr int WIDE = WIDE_REGISTERS ? 3 : 1;      // panels of a wide tile
-constexpr int64_t AHEAD = 1024;                   // words to those that are fetched
-
-// Fetches weights that are read soon: the processor's own prefetching ends with each page.
-inline void fetch(const uint32_t* weights) { __builtin_prefetch(weights + AHEAD, 0, 3); }
 
 // A panel of bfloat16 weights: 16 outputs, K inputs by pairs, [K / 2][16][2].
 // y[M][16] = x [M, K] w^T
@@ -61,12 +58,7 @@ void wide_tile(const Element* x, const uint32_t* panels, int64_t k, vf (*y)[MAX_
 
 constexpr decltype(&tile<1>) TILES[] = {tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>, tile<7>, tile<8>};
 
-// A panel of int4 weights: 16 outputs, K inputs in groups of 32. Of each group, first 4 x 16 words: word o of quarter c holds of
-// output o the 8 weights of inputs 8 c ... 8 c + 7, input 8 c + 2 i + j in bits 4 i + 16 j and up; then 16 scales and 16
-// least values in bfloat16. A weight is least + scale * bits; bits + 128 is exact in bfloat16, and made by one "or".
-constexpr int GROUP = 32;
-constexpr int GROUP_WORDS = 5 * LANES;
-
+#if !defined(DSLA_ROUNDS_ROWS)
 // y[M][16] = x [M, K] w^T; `totals` [M, K / 32] are the sums of x by group.
 template <int M>
 void tile_int4(const Element* x, const float* totals, const uint32_t* panel, int64_t k, vf* y) {
@@ -80,25 +72,26 @@ void tile_int4(const Element* x, const float* totals, const uint32_t* panel, int
             const vu words = load<vu>(panel + c * LANES);
             UNROLL
             for (int i = 0; i < 4; i++) {
-                const vu weights = (words >> (4 * i) & 0x000f000fu) | 0x43004300u;
+                const vu weights = bits_of_pair(words, i);
                 UNROLL
                 for (int m = 0; m < M; m++)
                     acc[m][i % CHAINS] = dot_pair(acc[m][i % CHAINS], x + m * k + g * GROUP + c * 8 + 2 * i, weights);
             }
         }
-        const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + 4 * LANES);
-        const vf scale = widen(scales), offset = widen(scales + LANES) - 128.0f * scale;
+        const Grid grid(panel + 4 * LANES);
         UNROLL
         for (int m = 0; m < M; m++) {
             UNROLL
             for (int c = 1; c < CHAINS; c++) acc[m][0] += acc[m][c];
-            y[m] += scale * acc[m][0] + offset * totals[m * (k / GROUP) + g];
+            y[m] += grid.scale * acc[m][0] + grid.offset() * totals[m * (k / GROUP) + g];
         }
     }
 }
 
 constexpr decltype(&tile_int4<1>) TILES_INT4[] = {tile_int4<1>, tile_int4<2>, tile_int4<3>, tile_int4<4>,
                                                   tile_int4<5>, tile_int4<6>, tile_int4<7>, tile_int4<8>};
+
+#endif
 
 // Rows x [n, k] as elements; `kept` is theirs, and unused where they are elements already.
 const Element* elements(int threads, const uint16_t* x, int64_t n, int64_t k, std::vector<Element>& kept) {
@@ -148,19 +141,18 @@ void unpack(const uint32_t* panel, int64_t k, float* w) {
     }
 }
 
+#if !defined(DSLA_ROUNDS_ROWS)
+
 // A panel of int4 weights as floats [K, 16].
 void unpack_int4(const uint32_t* panel, int64_t k, float* w) {
-    for (int64_t g = 0; g < k / GROUP; g++, panel += GROUP_WORDS) {
-        const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + 4 * LANES);
-        const vf scale = widen(scales), offset = widen(scales + LANES) - 128.0f * scale;
-        for (int c = 0; c < 4; c++)
-            for (int i = 0; i < 4; i++, w += 2 * LANES) {
-                const vu weights = (load<vu>(panel + c * LANES) >> (4 * i) & 0x000f000fu) | 0x43004300u;
-                store(w, offset + scale * as<vf>(weights << 16));
-                store(w + LANES, offset + scale * as<vf>(weights & 0xffff0000u));
-            }
-    }
+    unpack_panel(panel, k, [&](vf even, vf odd) {
+        store(w, even);
+        store(w + LANES, odd);
+        w += 2 * LANES;
+    });
 }
+
+#endif
 
 // y [n, n_out] = x [n, k] w^T + bias; `unpacks` gives the floats of a panel of `words` words.
 void many_rows(int threads, int64_t n, int64_t k, int64_t n_out, const float* x, const uint32_t* w, int64_t words,
@@ -186,24 +178,30 @@ void many_rows(int threads, int64_t n, int64_t k, int64_t n_out, const float* x,
 
 #if defined(DSLA_ROUNDS_ROWS)
 
-constexpr decltype(&tile_int8<1>) TILES_INT8[INT8_ROWS] = {tile_int8<1>, tile_int8<2>, tile_int8<3>, tile_int8<4>};
+constexpr decltype(&tile_int8<1>) TILES_INT8[] = {tile_int8<1>, tile_int8<2>, tile_int8<3>, tile_int8<4>,
+#if defined(DSLA_VNNI)
+                                                  tile_int8<5>, tile_int8<6>, tile_int8<7>, tile_int8<8>
+#endif
+};
+static_assert(sizeof TILES_INT8 / sizeof TILES_INT8[0] == INT8_ROWS);
 
-// y [n, n_out] = x [n, k] w^T + bias, int4 weights and rows rounded to int8.
+// y [n, n_out] = x [n, k] w^T + bias, int4 weights and rows rounded to one int8 an input, or two.
 void linear_int8(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_t* x, const uint32_t* w, const uint16_t* bias,
                  uint16_t* y) {
     const int64_t groups = k / GROUP;
-    std::vector<int8_t> rounded(n * k);
+    const int64_t bytes = k * INT8_PARTS;  // of a row
+    std::vector<int8_t> rounded(n * bytes);
     std::vector<float> scales(n * groups), totals(n * groups);
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < n * groups; i++) quantize(x + i * GROUP, &rounded[i * GROUP], &scales[i], &totals[i]);
+        for (int64_t i = 0; i < n * groups; i++) quantize(x + i * GROUP, &rounded[i * GROUP * INT8_PARTS], &scales[i], &totals[i]);
 #pragma omp for schedule(static)
         for (int64_t first = 0; first < n_out; first += LANES)
             for (int64_t row = 0; row < n; row += INT8_ROWS) {
                 const int rows = int(std::min<int64_t>(INT8_ROWS, n - row));
                 float out[INT8_ROWS * LANES];
-                TILES_INT8[rows - 1](&rounded[row * k], &scales[row * groups], &totals[row * groups],
+                TILES_INT8[rows - 1](&rounded[row * bytes], &scales[row * groups], &totals[row * groups],
                                      w + first / LANES * groups * GROUP_WORDS, k, out);
                 for (int m = 0; m < rows; m++)
                     narrow(y + (row + m) * n_out + first, load<vf>(out + m * LANES) + (bias ? widen(bias + first) : vf{}));
@@ -248,16 +246,10 @@ void linear_amx(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_t
 
 // A panel of int4 weights as one of bfloat16, [k / 2, 16] pairs: rounded as they are where all weights are bfloat16.
 void unpack_tiles(const uint32_t* panel, int64_t k, uint32_t* pairs) {
-    for (int64_t g = 0; g < k / GROUP; g++, panel += GROUP_WORDS) {
-        const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + 4 * LANES);
-        const vf scale = widen(scales), offset = widen(scales + LANES) - 128.0f * scale;
-        for (int c = 0; c < 4; c++)
-            for (int i = 0; i < 4; i++, pairs += LANES) {
-                const vu bits = (load<vu>(panel + c * LANES) >> (4 * i) & 0x000f000fu) | 0x43004300u;
-                const vf even = offset + scale * as<vf>(bits << 16), odd = offset + scale * as<vf>(bits & 0xffff0000u);
-                store(pairs, nearest(even) >> 16 | nearest(odd));
-            }
-    }
+    unpack_panel(panel, k, [&](vf even, vf odd) {
+        store(pairs, nearest(even) >> 16 | nearest(odd));
+        pairs += LANES;
+    });
 }
 
 #endif
@@ -297,10 +289,10 @@ void dsla_linear(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_
     }
 }
 
-// Whether rows are rounded to int8 before they are multiplied with int4 weights.
-int dsla_rounds_rows() {
+// How many int8 an input is rounded to before few rows are multiplied with int4 weights; 0 = it is not.
+int dsla_int8_parts() {
 #if defined(DSLA_ROUNDS_ROWS)
-    return 1;
+    return INT8_PARTS;
 #else
     return 0;
 #endif
@@ -312,24 +304,22 @@ int dsla_tiles() { return amx_ready(); }
 // The same with int4 weights, packed as above.
 void dsla_linear_int4(int threads, int64_t n, int64_t k, int64_t n_out, const uint16_t* x, const uint32_t* w,
                       const uint16_t* bias, uint16_t* y) {
-#if defined(DSLA_ROUNDS_ROWS)
-    return linear_int8(threads, n, k, n_out, x, w, bias, y);
-#endif
-    const int64_t groups = k / GROUP;
-    std::vector<Element> kept;
-    const Element* rows_of_x = elements(threads, x, n, k, kept);
-#if !defined(__AVX512BF16__)
-    if (n >= MANY) return many_rows(threads, n, k, n_out, rows_of_x, w, groups * GROUP_WORDS, unpack_int4, bias, y);
-#endif
 #if defined(DSLA_AMX)
     if (n >= FEW_INT4 && amx_ready())
         return linear_amx(threads, n, k, n_out, x, bias, y, [=](int64_t first, int count, Array<uint32_t>& unpacked) {
-            const int64_t words = k / 2 * LANES;
+            const int64_t words = k / 2 * LANES, packed = k / GROUP * GROUP_WORDS;
             unpacked.resize(2 * words);
-            for (int p = 0; p < count; p++) unpack_tiles(w + (first + p) * groups * GROUP_WORDS, k, &unpacked[p * words]);
+            for (int p = 0; p < count; p++) unpack_tiles(w + (first + p) * packed, k, &unpacked[p * words]);
             return panels_factor(unpacked.data(), (count - 1) * words);
         });
 #endif
+#if defined(DSLA_ROUNDS_ROWS)
+    linear_int8(threads, n, k, n_out, x, w, bias, y);
+#else
+    const int64_t groups = k / GROUP;
+    std::vector<Element> kept;
+    const Element* rows_of_x = elements(threads, x, n, k, kept);
+    if (n >= MANY) return many_rows(threads, n, k, n_out, rows_of_x, w, groups * GROUP_WORDS, unpack_int4, bias, y);
     std::vector<float> totals(n * groups);
 #pragma omp parallel num_threads(threads)
     {
@@ -345,6 +335,7 @@ void dsla_linear_int4(int threads, int64_t n, int64_t k, int64_t n_out, const ui
                 put(out, rows, bias, first, n_out, y + row * n_out);
             }
     }
+#endif
 }
 
 }  // extern "C"
