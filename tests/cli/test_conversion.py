@@ -123,8 +123,17 @@ def test_metrics_are_asked_for_by_name(base: Path, tmp_path: Path) -> None:
     assert plan["metric"] == "kl"
     assert set(plan["scores"]) == {"kl", "greedy", "entropy", "outliers", "retrieval", "random"}
     assert min(plan["scores"]["greedy"]) == min(plan["scores"]["kl"]) == plan["scores"]["kl"][plan["order"][0]]
-    fail(ConfigError, "recipe.order.metric must be one of kl, greedy", "order", *common, "--metric", "guess")
+    fail(ConfigError, "recipe.order.metric must be one of kl, kl_worst, greedy", "order", *common, "--metric", "guess")
     fail(ConfigError, "found 'guess'", "order", *common, "--also", "guess")
+    recall = tmp_path / "recall.yaml"
+    recall.write_text(
+        RECIPE.replace("order: {windows: 2,", "order: {windows: 2, recall_windows: 1, metric: kl_worst, also: [kl],")
+    )
+    succeed("order", *common[:3], "--recipe", recall, "--out", tmp_path / "recall")
+    found = json.loads((tmp_path / "recall" / "plan.json").read_text())
+    assert found["metric"] == "kl_worst"
+    assert all(worst > mean > 0 for worst, mean in zip(found["scores"]["kl_worst"], found["scores"]["kl"], strict=True))
+    assert found["scores"]["kl"] != plan["scores"]["kl"], "a window more"
 
 
 def test_an_adapter_is_written_in_a_new_order(base: Path, tmp_path: Path) -> None:

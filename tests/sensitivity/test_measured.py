@@ -15,8 +15,9 @@ from dsla.convert.surgery import ConvertedAttention
 from dsla.errors import ModelError, PlanError
 from dsla.families import attention_shape, family_of
 from dsla.mixers import DslaConfig, DslaMixer
+from dsla.sensitivity import METRICS
 from dsla.sensitivity.journal import Journal
-from dsla.sensitivity.measured import Trial, floor_mixer, greedy_kl, measured_kl
+from dsla.sensitivity.measured import Trial, floor_mixer, greedy_kl, mean, mean_and_worst, measured_kl
 from tests.distill.tiny import teacher
 from tests.sensitivity.probes import CONFIG, TOKENS, probe, silent
 
@@ -41,17 +42,19 @@ def trained(model: Any) -> dict[int, DslaMixer]:
     return mixers
 
 
-def kl_of(model: Any, converted: Iterable[int], mixers: dict[int, DslaMixer] | None = None) -> float:
+def kl_of(
+    model: Any, converted: Iterable[int], mixers: dict[int, DslaMixer] | None = None, tokens: torch.Tensor = TOKENS
+) -> float:
     """KL to the teacher at every eighth token, by running the whole model."""
     with torch.no_grad():
-        before = model(TOKENS).logits[:, ::8].log_softmax(-1)
+        before = model(tokens).logits[:, ::8].log_softmax(-1)
         softmax = {i: model.model.layers[i].self_attn for i in converted}
         for i, attention in softmax.items():
             mixer = mixers[i] if mixers else DslaMixer(CONFIG, attention_shape(model.config))
             if not mixers:
                 mixer.states_off = mixer.all_states
             model.model.layers[i].self_attn = ConvertedAttention(attention, mixer, family_of(model.config))
-        after = model(TOKENS).logits[:, ::8].log_softmax(-1)
+        after = model(tokens).logits[:, ::8].log_softmax(-1)
         for i, attention in softmax.items():
             model.model.layers[i].self_attn = attention
     return float((before.exp() * (before - after)).sum(-1).mean())
@@ -90,6 +93,19 @@ def test_greedy_with_all_candidates_is_brute_force(with_adapter: bool) -> None:
     assert torch.equal(model(TOKENS).logits, before)
 
 
+def test_worst_window_counts_as_much_as_all_together() -> None:
+    model = deep()
+    mixers = trained(model)
+    found = measured_kl(probe(model=model, trained=mixers), silent, mean_and_worst).scores
+    expected = []
+    for layer in range(N):
+        each = [kl_of(model, [layer], mixers, window) for window in TOKENS.split(1)]
+        expected.append(sum(each) / len(each) + max(each))
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-3, atol=1e-5)
+    first = METRICS["greedy_worst"].rank(probe(model=model, trained=mixers, candidates=N), silent)
+    assert first.scores[first.order[0]] == min(found)
+
+
 def test_greedy_tries_as_many_layers_as_it_says() -> None:
     model, journal, seen = deep(), Journal(), list[tuple[int, int]]()
     found = greedy_kl(probe(model=model, candidates=2, journal=journal), lambda *step: seen.append(step))
@@ -98,8 +114,8 @@ def test_greedy_tries_as_many_layers_as_it_says() -> None:
     assert sorted(found.order) == list(range(N))
     for place, layer in enumerate(found.order):
         converted = found.order[: place + 1]
-        assert found.scores[layer] == journal.find(converted) == pytest.approx(kl_of(model, converted), rel=1e-3)
-    alone = [journal.find([i]) for i in range(N)]
+        assert found.scores[layer] == mean(journal.find(converted)) == pytest.approx(kl_of(model, converted), rel=1e-3)
+    alone = [mean(journal.find([i])) for i in range(N)]
     second = sorted(set(range(N)) - {found.order[0]}, key=lambda layer: alone[layer])[:2]
     tried = [i for i in range(N) if i != found.order[0] and journal.find([found.order[0], i]) is not None]
     assert sorted(second) == tried and found.order[1] in second
@@ -128,7 +144,7 @@ def test_greedy_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: py
     assert added == [], "layers alone are the first round of the search"
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", '{"1": "x"}'])
+@pytest.mark.parametrize("content", ["{", "[1]", '{"1": "x"}', '{"1": 0.5}'])
 def test_damaged_journal_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "search.json").write_text(content)
     with pytest.raises(PlanError, match=r"search\.json is damaged .*: remove it"):
@@ -138,7 +154,7 @@ def test_damaged_journal_is_named(tmp_path: Path, content: str) -> None:
 def test_journal_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(PlanError, match="cannot write"):
-        Journal(tmp_path / "file" / "search.json").add([1], 0.5)
+        Journal(tmp_path / "file" / "search.json").add([1], (0.5,))
 
 
 def test_predictions_that_are_not_finite_are_named() -> None:
@@ -146,9 +162,9 @@ def test_predictions_that_are_not_finite_are_named() -> None:
     mixers = trained(model)
     mixers[1].o_delta.up.data.fill_(float("nan"))
     with Trial(probe(model=model, trained=mixers)) as trial:
-        trial.kl_with(0)
+        trial.kls_with(0)
         with pytest.raises(ModelError, match="with layer 1 converted the model's predictions are not finite"):
-            trial.kl_with(1)
+            trial.kls_with(1)
 
 
 @pytest.mark.parametrize(

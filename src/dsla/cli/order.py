@@ -24,7 +24,9 @@ def order(
     recipe: Annotated[Path | None, typer.Option(help="YAML recipe; its order and mixer settings count.")] = None,
     metric: Annotated[
         str | None,
-        typer.Option(help="What orders: kl, greedy, entropy, outliers, retrieval, random. Default: the recipe's."),
+        typer.Option(
+            help="What orders: kl, kl_worst, greedy, greedy_worst, entropy, outliers, retrieval, random. Default: the recipe's."
+        ),
     ] = None,
     also: Annotated[list[str] | None, typer.Option(help="Another metric to record; repeatable.")] = None,
     adapter: Annotated[

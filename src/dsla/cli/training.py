@@ -19,7 +19,7 @@ from rich.table import Table
 from dsla.convert import Plan, Teacher
 from dsla.convert.load import find_model
 from dsla.distill import Recipe, allocator, parallel
-from dsla.distill.data import Source, TeacherText, check_tokenizer, mixed_windows
+from dsla.distill.data import Source, TeacherText, check_tokenizer, mixed_windows, said_twice
 from dsla.distill.data.teacher import NAME, teacher_sources
 from dsla.distill.estimate import Phase
 from dsla.distill.part import Part
@@ -256,6 +256,9 @@ def measured_plan(
         writing(bars, part),
     )  # fmt: skip
     windows = mixed_windows(tokenizer, sources, settings.seq_len, settings.windows, recipe.seed)
+    if settings.recall_windows:
+        others = mixed_windows(tokenizer, sources, settings.seq_len, settings.recall_windows, recipe.seed + 1)
+        windows = torch.cat([windows, said_twice(others)])
     left = defaultdict[str, TimeLeft](TimeLeft)
     return make_plan(
         model,

@@ -92,7 +92,7 @@ def planned(
     """
     phases = []
     if order_flops:
-        tokens = recipe.order.windows * recipe.order.seq_len
+        tokens = recipe.order.all_windows * recipe.order.seq_len
         name = f"order by {recipe.order.metric}"
         phases.append(Phase(name, tokens, order_flops, order_flops / speeds.forward))
     if order is None:

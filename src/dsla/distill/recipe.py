@@ -11,7 +11,7 @@ from dsla.errors import ConfigError
 from dsla.mixers import DslaConfig
 from dsla.schema import from_data
 
-ORDER_METRICS = ("kl", "greedy", "entropy", "outliers", "retrieval", "random")
+ORDER_METRICS = ("kl", "kl_worst", "greedy", "greedy_worst", "entropy", "outliers", "retrieval", "random")
 """Names of the metrics; `dsla.sensitivity.METRICS` holds what they do."""
 
 
@@ -21,10 +21,12 @@ class OrderSettings:
 
     Attributes:
         metric: `kl` (measured on converting one layer at a time), `greedy` (measured, given the layers converted before),
+            `kl_worst` and `greedy_worst` (the same, the window of text that minds most counting as much as all together),
             `entropy` (of attention; the paper's), `outliers` (among weights and what meets them), `retrieval` (attention
             that copies a needle), or `random`.
         also: further metrics whose scores are recorded; those that cost little always are.
         windows: windows of text they are averaged over.
+        recall_windows: further windows, which say their first half once more: what a layer finds again counts there.
         seq_len: tokens a window.
         candidates: layers the greedy search tries for each place.
     """
@@ -32,8 +34,14 @@ class OrderSettings:
     metric: str = "greedy"
     also: tuple[str, ...] = ()
     windows: int = 8
+    recall_windows: int = 0
     seq_len: int = 1024
     candidates: int = 4
+
+    @property
+    def all_windows(self) -> int:
+        """Windows of both kinds."""
+        return self.windows + self.recall_windows
 
 
 @dataclass(frozen=True)
@@ -145,6 +153,8 @@ class Recipe:
             for name in names:
                 if name not in ORDER_METRICS:
                     raise ConfigError(f"recipe.order.{key} must be one of {', '.join(ORDER_METRICS)}, found {name!r}")
+        if self.order.recall_windows < 0:
+            raise ConfigError(f"recipe.order.recall_windows must be at least 0, found {self.order.recall_windows}")
         if self.order.candidates < 1:
             raise ConfigError(f"recipe.order.candidates must be at least 1, found {self.order.candidates}")
         if self.data.tokens < self.data.seq_len or self.data.valid_tokens < self.data.seq_len:

@@ -15,15 +15,15 @@ def order_flops(costs: Costs, settings: OrderSettings) -> float:
         costs: of the model.
         settings: the metrics, and the text they are averaged over.
     """
-    tokens, layers = settings.windows * settings.seq_len, costs.n_layers
+    tokens, layers = settings.all_windows * settings.seq_len, costs.n_layers
     block, head = costs.block(settings.seq_len), costs.head / STRIDE
     asked = {settings.metric, *settings.also}
     passes = sum(metric.cheap for metric in METRICS.values())
     flops = float(passes * layers * block)
-    if "kl" in asked:
+    if asked & {"kl", "kl_worst"}:  # the same trials
         # The teacher, the way to each layer from the one before, and from each layer to the end.
         flops += (2 * layers + layers * (layers + 1) / 2) * block + (layers + 1) * head
-    if "greedy" in asked:
+    for _ in asked & {"greedy", "greedy_worst"}:
         trials = layers + sum(min(settings.candidates, left) for left in range(1, layers))
         flops += (layers + trials * layers / 2) * block + trials * head
     return tokens * flops

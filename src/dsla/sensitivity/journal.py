@@ -11,7 +11,7 @@ from dsla.storage import write_json
 
 
 class Journal:
-    """KL by the set of layers that is converted.
+    """KL of every window of text, by the set of layers that is converted.
 
     Args:
         path: a JSON file, read if it is there and written after every measurement. Default: memory alone.
@@ -22,24 +22,25 @@ class Journal:
     """
 
     def __init__(self, path: Path | None = None, on_add: Callable[[int], None] = lambda known: None) -> None:
-        self._path, self._on_add, self._known = path, on_add, dict[str, float]()
+        self._path, self._on_add, self._known = path, on_add, dict[str, tuple[float, ...]]()
         if path is not None and path.exists():
             try:
-                self._known = {str(key): float(kl) for key, kl in json.loads(path.read_text(encoding="utf-8")).items()}
+                known = json.loads(path.read_text(encoding="utf-8"))
+                self._known = {str(key): tuple(map(float, kls)) for key, kls in known.items()}
             except (OSError, ValueError, TypeError, AttributeError) as error:
                 raise PlanError(f"{path} is damaged ({error}): remove it, and the search begins anew") from None
 
-    def find(self, converted: Iterable[int]) -> float | None:
-        """The KL with these layers converted, if it was measured."""
+    def find(self, converted: Iterable[int]) -> tuple[float, ...] | None:
+        """The KL of each window with these layers converted, if it was measured."""
         return self._known.get(_key(converted))
 
-    def add(self, converted: Iterable[int], kl: float) -> None:
+    def add(self, converted: Iterable[int], kls: tuple[float, ...]) -> None:
         """Keeps a measurement.
 
         Raises:
             PlanError: if it cannot be written.
         """
-        self._known[_key(converted)] = kl
+        self._known[_key(converted)] = kls
         if self._path is not None:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)

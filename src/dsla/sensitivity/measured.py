@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -23,27 +23,46 @@ from dsla.sensitivity.probe import OnProgress, Probe, Ranking, by_score
 
 STRIDE = 8
 
+Summary = Callable[[Sequence[float]], float]
+"""What is taken of the KL of several windows."""
 
-def measured_kl(probe: Probe, on_progress: OnProgress) -> Ranking:
+
+def mean(kls: Sequence[float]) -> float:
+    """What a conversion costs on average."""
+    return sum(kls) / len(kls)
+
+
+def mean_and_worst(kls: Sequence[float]) -> float:
+    """What it costs on average, and what it costs the text that minds it most: no kind of text is given up for others."""
+    return mean(kls) + max(kls)
+
+
+def measured_kl(probe: Probe, on_progress: OnProgress, summary: Summary = mean) -> Ranking:
     """KL(teacher || teacher with one layer converted) of the next-token distributions in nats, for each layer in turn.
 
     Without trained mixers the converted layer is window and sinks alone. It so measures what the layer reads from beyond
     them, and needs no training.
+
+    Args:
+        probe: model, text and mixers.
+        on_progress: called after each layer.
+        summary: the score of a layer, from its KL in each window.
     """
     with Trial(probe) as trial:
         scores = []
         for layer in range(trial.n_layers):
-            scores.append(trial.kl_with(layer))
+            scores.append(summary(trial.kls_with(layer)))
             on_progress(layer + 1, trial.n_layers)
     return by_score(scores)
 
 
-def greedy_kl(probe: Probe, on_progress: OnProgress) -> Ranking:
+def greedy_kl(probe: Probe, on_progress: OnProgress, summary: Summary = mean) -> Ranking:
     """Converts the layers one after the other, always the one after which KL(teacher || model) is least.
 
     The first place is given after a trial of every layer, each further one after a trial of the `candidates` layers that
     added least when they were last tried. A layer's score is the KL in nats once it and all before it in the order are
     converted, so scores nearly always rise along the order; where a conversion happens to help, the order still holds.
+    Arguments as `measured_kl`; the KL is what `summary` makes of it.
     """
     with Trial(probe) as trial:
         left, order, scores = set(range(trial.n_layers)), list[int](), [0.0] * trial.n_layers
@@ -55,7 +74,7 @@ def greedy_kl(probe: Probe, on_progress: OnProgress) -> Ranking:
             found = {}
             # From low layers to high ones, the inputs of each are a start for the next.
             for layer in sorted(some):
-                found[layer] = trial.kl_with(layer)
+                found[layer] = summary(trial.kls_with(layer))
                 added[layer] = found[layer] - reached
                 done += 1
                 on_progress(done, sum(tried))
@@ -102,25 +121,25 @@ class Trial:
             setattr(layer, self._name, softmax)
 
     @torch.no_grad()
-    def kl_with(self, layer: int) -> float:
-        """KL in nats with one more layer converted, for the moment.
+    def kls_with(self, layer: int) -> tuple[float, ...]:
+        """KL in nats of each window with one more layer converted, for the moment.
 
         Raises:
             ModelError: if it is not finite.
         """
         converted = (*self._converted, layer)
-        kl = self._journal.find(converted)
-        if kl is None:
+        kls = self._journal.find(converted)
+        if kls is None:
             inputs = self._activations.at(layer)
             with self._conversion(layer):
-                kl = sum(
+                kls = tuple(
                     float(teacher_kl(self._predictions(x, layer), expected, self._trunk.head))
                     for x, expected in zip(inputs, self._teacher, strict=True)
-                ) / len(self._teacher)  # fmt: skip
-            if not math.isfinite(kl):
+                )
+            if not all(map(math.isfinite, kls)):
                 raise ModelError(f"with layer {layer} converted the model's predictions are not finite: try float32")
-            self._journal.add(converted, kl)
-        return kl
+            self._journal.add(converted, kls)
+        return kls
 
     def convert(self, layer: int, left: set[int]) -> None:
         """Converts a layer for good.

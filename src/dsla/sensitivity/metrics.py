@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from dsla.sensitivity.attention import attention_entropy, retrieval_score
-from dsla.sensitivity.measured import greedy_kl, measured_kl
+from dsla.sensitivity.measured import greedy_kl, mean_and_worst, measured_kl
 from dsla.sensitivity.outliers import outlier_ratio
 from dsla.sensitivity.probe import OnProgress, Probe, Ranking, by_score
 
@@ -40,7 +41,13 @@ def random_order(probe: Probe, on_progress: OnProgress) -> Ranking:
 
 METRICS = {
     "kl": Metric(measured_kl, "KL, converted alone (nats)", converts=True),
+    "kl_worst": Metric(
+        partial(measured_kl, summary=mean_and_worst), "KL, converted alone, mean + worst window (nats)", converts=True
+    ),
     "greedy": Metric(greedy_kl, "KL, converted with all before it (nats)", converts=True),
+    "greedy_worst": Metric(
+        partial(greedy_kl, summary=mean_and_worst), "KL, with all before it, mean + worst window (nats)", converts=True
+    ),
     "entropy": Metric(attention_entropy, "attention entropy (nats)", cheap=True),
     "outliers": Metric(outlier_ratio, "outliers among the attention weights (share)", cheap=True),
     "retrieval": Metric(retrieval_score, "attention that copies a needle (heads)", cheap=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dsla.distill.data import token_windows, windows
+from dsla.distill.data import said_twice, token_windows, windows
 from dsla.errors import DataError
 from tests.distill.tiny import TinyTokenizer
 
@@ -63,3 +63,9 @@ def test_too_little_text_says_how_much_is_there() -> None:
         token_windows(TinyTokenizer(), iter(["abc"]), 10, 10, seed=0)
     with pytest.raises(DataError, match="holds 100 tokens, the recipe needs 110"):
         token_windows(TinyTokenizer(), iter(["a" * 55, "b" * 43]), 10, 11, seed=0)
+
+
+@pytest.mark.parametrize(("length", "expected"), [(6, [0, 1, 2, 0, 1, 2]), (5, [0, 1, 2, 0, 1]), (1, [0])])
+def test_said_twice(length: int, expected: list[int]) -> None:
+    windows = torch.stack([torch.arange(length), torch.arange(length) + 10])
+    assert said_twice(windows).tolist() == [expected, [token + 10 for token in expected]]

@@ -5,7 +5,7 @@ from dsla.distill.data.files import open_text, text_files
 from dsla.distill.data.records import read_documents
 from dsla.distill.data.sources import Source, TeacherText, check_sources, mixture, parse_source, source_files
 from dsla.distill.data.vocabulary import check_tokenizer, check_tokens
-from dsla.distill.data.windows import mixed_windows, token_windows
+from dsla.distill.data.windows import mixed_windows, said_twice, token_windows
 
 __all__ = [
     "Source",
@@ -19,6 +19,7 @@ __all__ = [
     "open_text",
     "parse_source",
     "read_documents",
+    "said_twice",
     "source_files",
     "text_files",
     "text_for",

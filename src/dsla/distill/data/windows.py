@@ -33,6 +33,12 @@ def mixed_windows(tokenizer: Any, sources: Sequence[Source], seq_len: int, count
     return torch.cat(windows)
 
 
+def said_twice(windows: Tensor) -> Tensor:
+    """Windows `[count, seq_len]` whose first half (the longer, of an odd length) comes again in place of the second."""
+    length = windows.shape[1]
+    return windows[:, torch.arange(length) % -(-length // 2)]
+
+
 def token_windows(tokenizer: Any, documents: Iterable[str], seq_len: int, count: int, seed: int) -> Tensor:
     """`count` windows of `seq_len` tokens, drawn from all documents.
 
