@@ -142,8 +142,29 @@ def _cell(results: dict[str, Any], figure: Callable[[dict[str, Any]], float], ba
     return f"{found:.3g}{', **missed**' if missed else ''}"
 
 
+RUNS = {
+    "schedules": "random schedules, each request against its own replay alone",
+    "soak": "engines that go on all the time",
+}
+"""Name of a result of `tests/engine/test_schedules.py` -> what was run."""
+
+
+def runs_table(results: dict[str, dict[str, Any]]) -> str:
+    """What happened in long random runs, as Markdown; those whose result is not there were not run.
+
+    Args:
+        results: name of a run -> its result.
+    """
+    lines = ["| run | what happened in it |", "|---|---|"]
+    for name, what in RUNS.items():
+        found = results.get(name)
+        counts = ", ".join(f"{key} {value:,g}" for key, value in (found or {}).items() if key != "origin") or "not run"
+        lines.append(f"| {name}: {what} | {counts} |")
+    return "\n".join(lines)
+
+
 def page(text: str) -> str:
-    """The page with its generated block made anew."""
+    """The page with its generated blocks made anew."""
     kinds = {
         kind: {
             name: json.loads((RESULTS / kind / f"{name}.json").read_text(encoding="utf-8"))
@@ -152,6 +173,12 @@ def page(text: str) -> str:
         }
         for kind in INSTRUCTIONS
     }
+    runs = {
+        name: json.loads(path.read_text(encoding="utf-8"))
+        for name in RUNS
+        if (path := RESULTS / f"{name}.json").is_file()
+    }
+    text = fill(text, "runs", runs_table(runs))
     return fill(text, "bars", bars_table({kind: results for kind, results in kinds.items() if results}))
 
 

@@ -41,3 +41,8 @@ def test_a_bar_that_is_missed_says_so(tables: Any) -> None:
     )
     assert next(r for r in rows if r.startswith("| converting")).endswith("| 0.01 | not measured |")
     assert "AVX2: engine: m, 2026-01-01." in rows
+
+
+def test_random_runs_are_told_with_their_counts(tables: Any) -> None:
+    table = tables.runs_table({"soak": {"origin": {}, "seconds": 1800.0, "requests": 12345}})
+    assert table.count("not run") == 1 and "seconds 1,800, requests 12,345 |" in table
