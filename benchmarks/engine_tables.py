@@ -121,7 +121,7 @@ def bars_table(kinds: dict[str, dict[str, Any]]) -> str:
     Args:
         kinds: kind of processor -> name of a result -> the result.
     """
-    names = [INSTRUCTIONS[kind] for kind in kinds]
+    names = [INSTRUCTIONS[kind][0] for kind in kinds]
     lines = [f"| {' | '.join(('work', 'against', 'bar', *names))} |", "|---" * (3 + len(names)) + "|"]
     for work, against, figure, bar, more in BARS:
         wanted = "" if bar is None else f"{'>=' if more else '<='} {bar:g}"
@@ -129,7 +129,7 @@ def bars_table(kinds: dict[str, dict[str, Any]]) -> str:
         lines.append(f"| {' | '.join((work, against, wanted, *cells))} |")
     for kind, results in kinds.items():
         runs = (f"{name}: {found['origin']['machine']}, {found['origin']['date']}" for name, found in results.items())
-        lines += ["", f"{INSTRUCTIONS[kind]}: {'; '.join(runs)}."]
+        lines += ["", f"{INSTRUCTIONS[kind][0]}: {'; '.join(runs)}."]
     return "\n".join(lines)
 
 

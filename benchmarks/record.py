@@ -17,15 +17,20 @@ import transformers
 import dsla
 
 RESULTS = Path(__file__).parent / "results"
-INSTRUCTIONS = {"avx2": "AVX2", "avx512": "AVX-512 (bfloat16)", "amx": "AMX (bfloat16)"}
-"""Kinds of processors whose speeds are kept apart, by folder: what kernels multiply with. The later have the earlier too."""
+INSTRUCTIONS = {
+    "avx2": ("AVX2", "avx2"),
+    "avx512": ("AVX-512 (bfloat16)", "avx512_bf16"),
+    "amx": ("AMX (bfloat16)", "amx_bf16"),
+}
+"""Kinds of processors whose speeds are kept apart: folder -> what kernels multiply with, and the processor's flag for it. The
+later have the earlier too."""
 
 
 def engine_results() -> Path:
     """Folder of the engine's speeds on processors as this one."""
-    flags = {"amx": "amx_bf16", "avx512": "avx512_bf16", "avx2": "avx2"}
     there = Path("/proc/cpuinfo").read_text().split()
-    return RESULTS / next((kind for kind, flag in flags.items() if flag in there), platform.machine())
+    kinds = [kind for kind, (_, flag) in INSTRUCTIONS.items() if flag in there]
+    return RESULTS / (kinds[-1] if kinds else platform.machine())
 
 
 def origin() -> dict[str, Any]:

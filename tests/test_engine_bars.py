@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,10 +11,8 @@ from tests.server.tiny import tiny_decoder
 
 
 @pytest.fixture
-def bars(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
-    monkeypatch.delitem(sys.modules, "record", raising=False)
-    module = importlib.import_module("engine_bars")
+def bars(benchmark_module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    module = benchmark_module("engine_bars")
     monkeypatch.setattr(module, "LEVELS", (0, 3))
     monkeypatch.setattr(module, "CONVERTED", 2)
     monkeypatch.setattr(module, "load_or_measure", lambda decoder: None)

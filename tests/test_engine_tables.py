@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,8 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import engine_tables
-
-    yield engine_tables
-    for name in ("engine_tables", "record", "tables"):
-        sys.modules.pop(name, None)
+def tables(benchmark_module: Callable[[str], Any]) -> Any:
+    return benchmark_module("engine_tables")
 
 
 def test_figures_are_those_of_the_result_files(tables: Any) -> None:

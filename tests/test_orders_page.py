@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,8 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def tables(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import orders_tables
-
-    yield orders_tables
-    for name in ("orders_tables", "tables"):
-        sys.modules.pop(name, None)
+def tables(benchmark_module: Callable[[str], Any]) -> Any:
+    return benchmark_module("orders_tables")
 
 
 def test_figures_are_those_of_the_result_file(tables: Any) -> None:
