@@ -393,7 +393,7 @@ def test_vectors_do_what_tiles_do() -> None:
     assert not (found.tiles and asked_not_to)
     if not found.tiles:
         pytest.skip("this processor has no AMX, or was asked not to use it")
-    chosen = "over_pages or no_number or test_mixer or test_linear or extreme or vectors"
+    chosen = "over_pages or no_number or test_mixer or test_linear or extreme or vectors or company or swiglu"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", __file__, "-k", chosen, "-p", "no:cacheprovider"],
         env={**os.environ, "DSLA_KERNELS": "vectors"}, capture_output=True, text=True, check=False,
