@@ -5,7 +5,8 @@
 Two servers (`dsla serve`) with the same memory stay up; one computes at a time. Of each trace, first, with a server at
 level 0: the latencies of requests sent one by one, of which the objectives are a multiple (`SLO_SCALE`), and its capacity:
 requests a second when all come at once. Then a replay at each multiple of that capacity, at level 0 and adaptive in turn.
-Results go to `serving.json` in the folder of this kind of processor in `benchmarks/results/` after every replay.
+Results go to `serving.json` in the folder of this kind of processor in `benchmarks/results/` after every replay; other traces
+that were replayed with the same settings before stay in it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -105,18 +107,21 @@ async def run(arguments: argparse.Namespace) -> None:
     """All traces."""
     common = ["--memory", arguments.memory, "--threads", str(arguments.threads)]
     limits = (None, None, arguments.max_tokens)
-    data: dict[str, Any] = {
-        "origin": origin(),
+    settings = {
         "memory": arguments.memory,
         "threads": arguments.threads,
         "length_scale": arguments.scale,
         "slo_scale": SLO_SCALE,
-        "traces": {},
     }
+    data: dict[str, Any] = {"origin": origin(), **settings, "traces": {}}
+    if arguments.out.is_file():
+        known = json.loads(arguments.out.read_text(encoding="utf-8"))
+        if all(known[name] == value for name, value in settings.items()):
+            data["traces"] = known["traces"]
     for path in arguments.traces:
         workload = fit(read_trace(path), arguments.requests, arguments.scale, *limits)
         with served(*common, "--level", "0") as base:
-            result = await baseline(await find_server(base, VOCABULARY), workload) | {"rates": {}}
+            result = await baseline(await find_server(base, VOCABULARY), workload) | {"origin": origin(), "rates": {}}
         data["traces"][path.name.partition(".")[0]] = result
         goal = Objectives(**result["objectives"])
         print(f"{path.name}: capacity {result['capacity']:.3f}/s, {goal}", flush=True)  # noqa: T201

@@ -50,6 +50,8 @@ def test_measured_costs_of_a_tiny_model(level: int) -> None:
     costs = measure(decoder, seconds=0.2)
     assert costs.step_seconds(StepWork.decode(30, 4 - level, level)) > 0
     assert costs.token > 0
+    keys = decoder.slot_bytes_moved / decoder.kv_spec.bytes_per_token
+    assert (keys > 1) == bool(level) and costs.decode_converted >= keys * costs.decode_pair
     assert (costs.fold + costs.fold_token > 0) == bool(level)
 
 

@@ -54,7 +54,6 @@ def step_bytes(decoder: PackedDecoder, level: int, context: int, batch: int) -> 
         batch: requests.
     """
     adapter = sum(p.nbytes for layer in decoder.order[:level] for p in decoder.mixers[layer].parameters())
-    slot = decoder.slot_spec
-    states = level * (slot.fixed_bytes + slot.fixed["states"].nbytes) if slot else 0
+    states = level * decoder.slot_bytes_moved
     kv = (decoder.n_layers - level) * context * decoder.kv_spec.bytes_per_token
     return StepBytes(decoder.weights.bytes_per_step + adapter, batch * kv, batch * states)

@@ -172,6 +172,12 @@ class PackedDecoder:
         return self.mixers[self.order[0]].state_spec(self.dtype, self.state_dtype) if self.order else None
 
     @property
+    def slot_bytes_moved(self) -> int:
+        """Bytes of a converted layer's memory that a token of a request moves: all are read, and states written as well."""
+        slot = self.slot_spec
+        return slot.fixed_bytes + slot.fixed["states"].nbytes if slot else 0
+
+    @property
     def foldable(self) -> bool:
         """Whether layers of running requests can be converted."""
         return all(mixer.config.foldable for mixer in self.mixers.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from itertools import chain, combinations
 from typing import Any
 
@@ -60,8 +60,17 @@ def measure(decoder: PackedDecoder, seconds: float = 3.0) -> CostModel:
                 folds[tokens] = min(folds.get(tokens, float("inf")), scratch.time_fold(tokens))
         if (time.perf_counter() - begun) * (done + 1) / done > seconds:
             break
-    costs = [*fit([point.work(decoder) for point in points], best), *_line(folds)]
-    return CostModel(*costs)
+    # A byte of states costs no less than one of keys and values: what both move is told apart from what else a row takes,
+    # which so few steps would leave to chance.
+    keys = decoder.slot_bytes_moved / decoder.kv_spec.bytes_per_token
+    works = [_in_keys(point.work(decoder), keys) for point in points]
+    costs = CostModel(*[*fit(works, best), *_line(folds)])
+    return replace(costs, decode_converted=costs.decode_converted + keys * costs.decode_pair)
+
+
+def _in_keys(work: StepWork, keys: float) -> StepWork:
+    """The work, what a row moves in a converted layer counted as reads of so many keys, too."""
+    return replace(work, decode_pairs=work.decode_pairs + round(keys * work.decode_converted))
 
 
 @dataclass(frozen=True)

@@ -29,14 +29,15 @@ _log = logging.getLogger(__name__)
 
 def facts_of(decoder: PackedDecoder) -> dict[str, Any]:
     """All that decides how long this model takes on this machine, but for the number of threads."""
-    kernels = native(decoder.weights.norm.weight) is not None
+    kernels = native(decoder.weights.norm.weight)
     mixer = decoder.mixers[decoder.order[0]].config if decoder.order else None
     return {
         "dsla": __version__,
         "torch": torch.__version__,
         "processor": _processor(),
         "device": torch.cuda.get_device_name(decoder.device) if decoder.device.type == "cuda" else str(decoder.device),
-        "kernels": _sources() if kernels else None,
+        "sources": _sources(),
+        "kernels": {"tiles": kernels.tiles} if kernels else None,
         "dtype": str(decoder.dtype),
         "int4": decoder.int4,
         "states": str(decoder.state_dtype),
@@ -92,9 +93,8 @@ def _processor() -> str:
 
 
 def _sources() -> str:
-    """Digest of the kernels' sources, which change between two releases."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(cpu.__file__).parent.iterdir()):
-        if path.suffix in (".cpp", ".h"):
-            digest.update(path.read_bytes())
+    """Digest of what computes and measures, which changes between two releases."""
+    digest, kernels = hashlib.sha256(), Path(cpu.__file__).parent
+    for path in sorted([*kernels.glob("*.cpp"), *kernels.glob("*.h"), *Path(__file__).parent.glob("*.py")]):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
