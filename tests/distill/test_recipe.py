@@ -53,6 +53,7 @@ def test_what_is_allowed(tmp_path: Path, text: str) -> None:
         ("a: [", "cannot read recipe"),
         ("[]", "expected a mapping, found list"),
         ("{1: 2, a: 3}", "unknown key 1"),
+        ("order: {recall_windows: 1, seq_len: 100}", "seq_len is 100: .* at least 152, or recall_windows 0"),
         ("order: {recall_windows: -1}", "recipe.order.recall_windows must be at least 0, found -1"),
         ("train: {lr: -1}", "train.lr must be a number above 0, found -1"),
         ("train: {lr: 0}", "train.lr must be a number above 0"),

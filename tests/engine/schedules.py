@@ -13,7 +13,7 @@ from typing import Any
 from dsla.engine import Decision, RequestSummary, SamplingParams, Signals
 from dsla.engine.request import Status
 from dsla.errors import EngineError
-from tests.engine.tiny import RecordingEngine, assert_as_reference, random_prompt, tiny_engine
+from tests.engine.tiny import EOS, RecordingEngine, assert_as_reference, random_prompt, tiny_engine
 
 OPTIONS: list[dict[str, Any]] = [
     {}, {}, {}, {"quality": "full"}, {"quality": "balanced"}, {"max_level": 2}, {"min_level": 1},
@@ -110,6 +110,8 @@ class Schedule:
         rng = self.rng
         kind = rng.random()
         tail = random_prompt(rng.choice([1, 2, 5, 12, 25, 45, 60]), rng.randint(0, 10**6))
+        for _ in range(rng.choice([0, 0, 1, 3])):
+            tail[rng.randrange(len(tail))] = EOS  # as where messages end
         if kind < 0.4:
             return tail
         if kind < 0.7 or not self.asked:

@@ -30,6 +30,30 @@ def test_adapter_that_is_not_foldable_converts_new_requests_only() -> None:
     ]
 
 
+def test_policy_over_an_adapter_that_is_not_foldable() -> None:
+    """New requests get the policy's level, running ones keep theirs whatever it says, and all are as the reference."""
+
+    def restless(
+        state: object, signals: Signals, summaries: Sequence[RequestSummary], now: float
+    ) -> tuple[object, list[Decision]]:
+        wanted = len(summaries) % 4
+        return state, [Decision(name, wanted, "test") for name in (None, *(summary.id for summary in summaries))]
+
+    decoder = tiny_decoder(DslaConfig(gate_source="hidden", window=0, sinks=0))
+    engine = tiny_engine(decoder=decoder, policy=restless, max_step_tokens=6)
+    prompts = {str(n): random_prompt(9 + n, n) for n in range(7)}
+    for name, prompt in prompts.items():
+        engine.add_request(prompt, GREEDY, request_id=name)
+        engine.step()
+        engine.step()
+    engine.run()
+    histories = {name: engine.final[name].levels for name in prompts}
+    assert all(len(levels) == 1 for levels in histories.values())
+    assert len({levels[0][1] for levels in histories.values()}) > 2, "or the policy's levels reach nobody"
+    for name, prompt in prompts.items():
+        assert_as_reference(engine, name, prompt)
+
+
 @pytest.mark.parametrize("step", range(1, 22))
 def test_level_change_at_every_step(step: int) -> None:
     engine = tiny_engine()

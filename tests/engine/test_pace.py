@@ -34,6 +34,7 @@ def test_conversions_by_hand_are_spread_over_steps(monkeypatch: pytest.MonkeyPat
         assert clock.now - before <= 0.5
     engine.run()
     assert [level for _, level in engine.final["a"].levels] == [0, 1, 2, 3]
+    assert "defer" not in {event["kind"] for event in engine.stats()["events"]}, "they lacked time, not memory"
     assert_as_reference(engine, "a", LONG)
 
 
@@ -57,6 +58,46 @@ def test_conversions_for_lack_of_memory_are_spread_over_steps(monkeypatch: pytes
     assert not [event for event in stats["events"] if event["kind"] == "preempt"]
     for name, prompt in prompts.items():
         assert_as_reference(engine, name, prompt)
+
+
+def test_conversions_for_memory_leave_less_time_to_the_prompt_that_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, token_seconds = FakeClock(), 0.02
+    cost = CostModel(0.0, 0.0, 0.0, 0.0, token_seconds, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    engine = tiny_engine(
+        units=150, policy=no_policy, clock=clock, cost=cost, max_step_seconds=1.0, max_step_tokens=64, cache_bytes=0
+    )
+    slow_folds(monkeypatch, clock, 0.4)
+    prompts = {"long": random_prompt(45), "new": random_prompt(40, 1)}
+    engine.add_request(prompts["long"], GREEDY, request_id="long")
+    while not engine.outputs.get("long"):
+        engine.step()
+    engine.add_request(prompts["new"], GREEDY, request_id="new")
+    both = 0
+    while engine.has_work:
+        before, request = clock.now, engine._requests.get("new")
+        known = request.computed if request else 0
+        engine.step()
+        read = min(request.computed, 40) - min(known, 40) if request else 0
+        both += bool(read and clock.now > before)
+        assert clock.now - before + read * token_seconds <= 1.0 + 1e-9
+    assert both, "or no step has done both"
+    for name, prompt in prompts.items():
+        assert_as_reference(engine, name, prompt)
+
+
+def test_a_request_that_waits_outside_hears_of_another_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock()
+    engine = tiny_engine(level=0, clock=clock, max_step_seconds=1.0, max_step_tokens=64, park_bytes=1 << 20)
+    slow_folds(monkeypatch, clock, 0.6)
+    engine.add_request(LONG, GREEDY, request_id="a")
+    engine.step()
+    engine.set_level(3)
+    engine.step()
+    engine._preempt(engine._requests["a"], 0.0)
+    engine.set_level(0)
+    engine.run()
+    assert [level for _, level in engine.final["a"].levels] == [0, 1]
+    assert_as_reference(engine, "a", LONG)
 
 
 def test_conversions_of_a_replay_are_spread_over_steps(monkeypatch: pytest.MonkeyPatch) -> None:

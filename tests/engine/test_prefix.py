@@ -9,7 +9,8 @@ import torch
 
 from dsla.engine import SamplingParams, StepOutput
 from dsla.engine import engine as engine_module
-from tests.engine.tiny import ORDER, RecordingEngine, assert_as_reference, random_prompt, tiny_engine
+from dsla.engine.intake import message_ends
+from tests.engine.tiny import EOS, ORDER, RecordingEngine, assert_as_reference, no_policy, random_prompt, tiny_engine
 
 GREEDY = SamplingParams(max_tokens=4, ignore_eos=True)
 LONG = random_prompt(90, 1)
@@ -52,6 +53,51 @@ def test_the_longest_snapshot_that_fits_is_taken_and_stays_what_it_is(shared: in
     # Those that went on from it have left it alone.
     assert run(engine, "again", LONG + engine.outputs["a"] + [5]).cached_tokens == 93
     assert_as_reference(engine, "again", LONG + engine.outputs["a"] + [5])
+
+
+def test_above_level_0_some_message_ends_are_kept_too() -> None:
+    """Of the first message and of the last two: others share instructions, a conversation, or all of it."""
+    engine, prompt = tiny_engine(level=2, max_step_tokens=9), list(LONG)
+    for end in (30, 50, 70, 86):
+        prompt[end - 1] = EOS
+    run(engine, "a", prompt)
+    assert kept_counts(engine) == [30, 70, 86, 90, 93]
+    others = {
+        "same": (prompt, 86),
+        "last": (prompt[:70] + random_prompt(9, 4), 70),
+        "first": (prompt[:30] + LONG[40:], 30),
+    }
+    for name, (other, shared) in others.items():
+        assert run(engine, name, other).cached_tokens == shared
+        assert_as_reference(engine, name, other)
+    level_0 = tiny_engine(level=0, max_step_tokens=9)
+    run(level_0, "a", prompt)
+    assert kept_counts(level_0) == [93]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "least", "ends"),
+    [
+        ([1, 2], 0, ()),
+        ([60, 1], 0, (1,)),
+        ([1, 60], 0, ()),
+        ([60, 1, 60, 60, 1, 60, 2], 0, (1, 4, 6)),
+        ([60, 1, 60, 60, 1, 60, 60, 2], 3, (3, 6, 7)),
+        ([60, 1, 60, 2], 4, ()),
+    ],
+)
+def test_message_ends(prompt: list[int], least: int, ends: tuple[int, ...]) -> None:
+    assert message_ends(prompt, frozenset({EOS}), least) == ends
+
+
+def test_what_is_held_at_a_level_that_memory_does_not_bear_to_the_end_is_left_alone() -> None:
+    engine = tiny_engine(units=34, policy=no_policy)
+    first = random_prompt(6, 1)
+    engine.add_request(first, SamplingParams(max_tokens=2, ignore_eos=True), request_id="a", min_level=2)
+    engine.run()
+    longer = first + engine.outputs["a"][:1] + random_prompt(5, 2)
+    assert run(engine, "b", longer).finish_reason == "length"
+    assert_as_reference(engine, "b", longer)
 
 
 def test_at_level_0_any_beginning_serves() -> None:

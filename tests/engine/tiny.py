@@ -35,6 +35,7 @@ from dsla.ops import naive_dsla
 
 ORDER = (2, 0, 3)
 PAGE_TOKENS = 2
+EOS = 60
 MIXER = DslaConfig(window=4, sinks=2, delta_rank=3, gate_temperature=2.0)
 
 
@@ -43,7 +44,7 @@ def tiny_model(dtype: torch.dtype = torch.float64, tied: bool = True) -> LlamaFo
     torch.manual_seed(7)
     config = LlamaConfig(
         vocab_size=61, hidden_size=24, intermediate_size=40, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=6, max_position_embeddings=512, initializer_range=0.3, eos_token_id=60,
+        num_key_value_heads=2, head_dim=6, max_position_embeddings=512, initializer_range=0.3, eos_token_id=EOS,
         bos_token_id=None, tie_word_embeddings=tied,
     )  # fmt: skip
     model = LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
@@ -147,7 +148,7 @@ def no_policy(
 
 
 def random_prompt(tokens: int, seed: int = 0) -> list[int]:
-    return torch.randint(0, 60, (tokens,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return torch.randint(0, EOS, (tokens,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def reference_logits(

@@ -14,6 +14,8 @@ from dsla.schema import from_data
 ORDER_METRICS = ("kl", "kl_worst", "greedy", "greedy_worst", "entropy", "outliers", "retrieval", "random")
 """Names of the metrics; `dsla.sensitivity.METRICS` holds what they do."""
 
+_BEYOND = 8
+
 
 @dataclass(frozen=True)
 class OrderSettings:
@@ -155,6 +157,12 @@ class Recipe:
                     raise ConfigError(f"recipe.order.{key} must be one of {', '.join(ORDER_METRICS)}, found {name!r}")
         if self.order.recall_windows < 0:
             raise ConfigError(f"recipe.order.recall_windows must be at least 0, found {self.order.recall_windows}")
+        twice = 2 * (self.mixer.window + self.mixer.sinks + _BEYOND)
+        if self.order.recall_windows and self.order.seq_len < twice:
+            raise ConfigError(
+                f"recipe.order.seq_len is {self.order.seq_len}: what recall windows say once more must lie beyond the mixer's "
+                f"window and sinks; it must be at least {twice}, or recall_windows 0"
+            )
         if self.order.candidates < 1:
             raise ConfigError(f"recipe.order.candidates must be at least 1, found {self.order.candidates}")
         if self.data.tokens < self.data.seq_len or self.data.valid_tokens < self.data.seq_len:

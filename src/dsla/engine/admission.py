@@ -131,7 +131,8 @@ class Admission:
         for request in self._scheduler.followers(leader):
             memory = leader.memory
             claim = self._scheduler.claim(request, leader.level, leader.ceiling)
-            if memory is None or not self._fits(request, claim, memory.copy_units(leader.computed), 0):
+            holds = self._scheduler.holds(request, leader.level, leader.ceiling)
+            if memory is None or not holds or not self._fits(request, claim, memory.copy_units(leader.computed), 0):
                 break
             request.memory = memory.copy(leader.computed)
             request.computed, request.cached_tokens = leader.computed, leader.computed
@@ -146,15 +147,12 @@ class Admission:
     def _begin(self, request: Request) -> bool:
         # The settings may be others than those it was accepted under, and what they ask for more than there is.
         starts = self._rules.starts(request, self.wanted(request))
-        level, ceiling = next(
-            start
-            for start in starts
-            if self._scheduler.claim(request, *start, request.final_tokens) <= self._arena.n_units
-        )
+        level, ceiling = next(start for start in starts if self._scheduler.holds(request, *start))
         found = self._cache.find(
             request.tokens,
             lambda snapshot, count: (
                 self._rules.reuses(snapshot.level, level, request)
+                and self._scheduler.holds(request, snapshot.level, max(ceiling, snapshot.level))
                 and self._cache.units(snapshot, count) <= self._arena.free_units
             ),
         )

@@ -155,7 +155,9 @@ class Engine:
         """Builds a request without adding it; may be called from any thread. Arguments and errors as `add_request`."""
         self._refuse_if_full()
         levels = level_bounds(quality, min_level, max_level, self._levels.max_level)
-        request = build_request(prompt, params, request_id, levels, self.decoder, self.config.open_ended_tokens)
+        request = build_request(
+            prompt, params, request_id, levels, self.decoder, self.config.open_ended_tokens, self._worth_keeping
+        )
         request.sibling_of = sibling_of
         needed = self._admission.smallest_claim(request)
         while params.max_tokens is None and needed > self.arena.n_units and request.max_tokens > 1:
@@ -368,7 +370,8 @@ class Engine:
                 self._append(request, choice)
 
     def _keep_prefix(self, request: Request, begun: int) -> None:
-        """Keeps what a request remembers for others: at the end of its prompt, and on the way at doubling distances.
+        """Keeps what a request remembers for others: at the end of its prompt, and on the way at ends of messages and at
+        doubling distances.
 
         States of short texts are not worth their bytes; and of any text without states, every beginning is kept with it.
         """
@@ -377,9 +380,16 @@ class Engine:
         if memory is None or computed > prompt or request.replaying:
             return
         doubled = (begun // FIRST_SNAPSHOT).bit_length() < (computed // FIRST_SNAPSHOT).bit_length()
-        wanted = computed == prompt or (doubled and request.level)
-        if wanted and (not request.level or self.arena.page_count(computed) > self.arena.slot_units):
+        wanted = computed == prompt or (request.level and (doubled or computed in request.message_ends))
+        if wanted and (not request.level or computed >= self._worth_keeping):
             self._cache.add(request.prompt[:computed], request.levels, memory)
+
+    @property
+    def _worth_keeping(self) -> int:
+        """Tokens from which on states take fewer bytes than pages would; none do where nothing is kept."""
+        if self.config.cache_bytes == 0:
+            return self.decoder.max_tokens + 1
+        return self.arena.slot_units * self.arena.page_tokens + 1
 
     def _keep_ended(self, request: Request) -> None:
         """Leaves what a request remembers to others."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from dsla.engine.decoder import PackedDecoder
 from dsla.engine.request import Request
@@ -54,6 +54,7 @@ def build_request(
     levels: tuple[int, int],
     decoder: PackedDecoder,
     open_ended_tokens: int,
+    worth_keeping: int,
 ) -> Request:
     """Builds a request.
 
@@ -64,6 +65,7 @@ def build_request(
         levels: `(min_level, max_level)`.
         decoder: the model it is for.
         open_ended_tokens: tokens to generate at most where `params` does not say.
+        worth_keeping: tokens from which on its states are worth keeping for others.
 
     Raises:
         RequestError: if the prompt is empty, it or `params` hold unknown tokens, or it exceeds the model's context with its
@@ -104,7 +106,24 @@ def build_request(
         min_level=levels[0],
         max_level=levels[1],
         end_tokens=end_tokens,
+        message_ends=message_ends(prompt, decoder.eos_token_ids, worth_keeping),
     )
+
+
+def message_ends(prompt: Sequence[int], ends: Collection[int], least: int) -> tuple[int, ...]:
+    """Where some messages of a prompt end, in tokens: the first that does after `least` tokens, and the last two; but for
+    the prompt's own end.
+
+    What lies before is what other prompts have in common with it: the same instructions, the same conversation with another
+    last message, and the very same, to be answered once more.
+
+    Args:
+        prompt: token ids.
+        ends: the model's end tokens, which its chat template writes after each message.
+        least: ends before so many tokens do not count.
+    """
+    found = [i for i in range(max(least, 1), len(prompt)) if prompt[i - 1] in ends]
+    return tuple(sorted({*found[:1], *found[-2:]}))
 
 
 def _check_vocabulary(params: SamplingParams, vocab_size: int) -> None:

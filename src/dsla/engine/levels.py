@@ -58,7 +58,6 @@ class LevelControl:
         self._policy, self._fail, self._preempt = policy, fail, preempt
         self._pace, self._load = pace, load
         self._policy_state: Any = None
-        self._deferred: set[str] = set()
         self.max_level = len(decoder.order)
         self.force(0 if level is None and policy is None else level, None)
 
@@ -81,10 +80,9 @@ class LevelControl:
         self.check(level)
         self._rules.forced, self._rules.new_level, self._rules.new_fast_level = level, 0, 0
         self._policy_state = None
-        self._deferred.clear()
-        for request in self._scheduler.running.values():
-            request.goal = None
-            if level is None and self._decoder.foldable:
+        for request in (*self._scheduler.running.values(), *self._scheduler.waiting):
+            request.goal, request.deferred = None, False
+            if level is None and self._decoder.foldable and request.levels:
                 request.ceiling = max(request.ceiling, request.max_level)
         if now is not None:
             self._log.add(Event(now, "force-level", None, "adaptive" if level is None else "by hand", to_level=level))
@@ -120,7 +118,8 @@ class LevelControl:
             elif request.goal is not None:
                 goal = request.goal
                 self._raise(request, goal.level, goal.reason, now)
-                if request.status is Status.RUNNING and request.level < goal.level:
+                waits = request.status is Status.RUNNING and request.level < goal.level
+                if waits and not (self._decoder.foldable and not self._pace.converts()):
                     self._defer(request, goal, now)
 
     def relieve(self, chunks: list[Chunk], now: float) -> list[Chunk]:
@@ -133,7 +132,10 @@ class LevelControl:
             EngineError: if a request that is alone finds no room, which admission rules out.
         """
         while True:
+            spent = self._pace.spent
             chunks = self._convert_for(chunks, now)
+            if self._pace.spent > spent:
+                chunks = self._in_time(chunks)
             fitting = self._fitting(chunks)
             if fitting or not chunks or not self._pace.converts():
                 return fitting
@@ -155,8 +157,8 @@ class LevelControl:
             request.goal = Goal(level, reason)
 
     def _defer(self, request: Request, goal: Goal, now: float) -> None:
-        if request.id not in self._deferred:
-            self._deferred.add(request.id)
+        if not request.deferred:
+            request.deferred = True
             reason = "no memory for states" if self._decoder.foldable else "adapter not foldable"
             self._log.add(Event(now, "defer", request.id, reason, from_level=request.level, to_level=goal.level))
 
@@ -176,6 +178,15 @@ class LevelControl:
                     self._raise(request, level, "memory", now)
                     chunks = [chunk for chunk in chunks if chunk.request.status is Status.RUNNING]
         return chunks
+
+    def _in_time(self, chunks: list[Chunk]) -> list[Chunk]:
+        """The same, the prompts no longer than the time that conversions have left allows."""
+        planned = {chunk.request.id: chunk.count for chunk in self._scheduler.plan()}
+        return [
+            Chunk(chunk.request, min(chunk.count, planned[chunk.request.id]))
+            for chunk in chunks
+            if chunk.request.id in planned
+        ]
 
     def _gain(self, request: Request, tokens: int) -> tuple[int, bool]:
         """Units a request of `tokens` tokens needs less with one more layer converted, and whether that frees some now."""
@@ -239,7 +250,10 @@ class LevelControl:
             return False
         if request.computed and (not self._decoder.foldable or -memory.fold_gain(layer) > self._arena.free_units):
             return False
-        claim = self._scheduler.claim(request, level + 1, max(level + 1, ceiling))
+        higher = level + 1, max(level + 1, ceiling)
+        if not self._scheduler.holds(request, *higher):
+            return False
+        claim = self._scheduler.claim(request, *higher)
         return claim <= max(self._scheduler.claim(request, level, ceiling), self._scheduler.room(request))
 
     def _fold(self, request: Request, layer: int, now: float) -> bool:

@@ -37,9 +37,14 @@ class Pace:
         self._start = self._last = self._clock()
         self._longest = 0.0
 
+    @property
+    def spent(self) -> float:
+        """Seconds of this step that have gone to conversions."""
+        return self._last - self._start
+
     def converts(self) -> bool:
         """Whether another layer may be converted in this step, taken to last as long as the longest so far."""
-        return self._seconds is None or self._last - self._start + self._longest <= self._seconds / 2
+        return self._seconds is None or self.spent + self._longest <= self._seconds / 2
 
     def converted(self) -> None:
         """A layer has been converted."""
@@ -59,7 +64,7 @@ class Pace:
         """
         if self._seconds is None or self.cost is None:
             return limit
-        left = (self._seconds - (self._last - self._start)) / self._correction.ratio
+        left = (self._seconds - self.spent) / self._correction.ratio
         count = self.cost.prefill_tokens_within(left, limit, prior, kept, converted, beside)
         return count if beside.prefill_tokens else max(count, min(LEAST_CHUNK, limit))
 

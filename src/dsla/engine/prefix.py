@@ -96,7 +96,8 @@ class PrefixCache:
         # Out of reach of `reclaim` meanwhile.
         del self._snapshots[snapshot]
         memory = snapshot.memory
-        stays = self._arena.free_units >= self.units(snapshot, count) + memory.units
+        alone = memory.units - memory.kept_layers * (count // self._arena.page_tokens)  # what both do not share
+        stays = self._arena.free_units >= self.units(snapshot, count) + alone
         if not stays:
             memory.truncate(count)
         mine = memory.copy(count, move_slots=not stays)

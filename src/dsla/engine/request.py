@@ -12,6 +12,8 @@ from dsla.engine.logit_edits import LogitEdits
 from dsla.engine.memory import Parked, RequestMemory
 from dsla.engine.sampling import SamplingParams, TokenLogprobs
 
+_SHORTEST = 16
+
 
 class Status(Enum):
     """Where a request is: `WAITING` in the queue, `RUNNING` with memory of its own, `FINISHED` with none."""
@@ -42,6 +44,7 @@ class Request:
         min_level: level it starts at, at least.
         max_level: level it is never raised above.
         end_tokens: token ids that end it.
+        message_ends: tokens of the prompt after which some of its messages end, and what it remembers may be of use to others.
         sibling_of: id of a request with the same prompt, whose computed prompt it starts with; or None.
         arrival: place in the order of acceptance.
         accepted_at: when that was, seconds.
@@ -55,6 +58,7 @@ class Request:
         cached_tokens: tokens of the prompt that another request had computed when it started first.
         output: generated token ids.
         folded_tokens: cached tokens turned into states, summed over layers.
+        deferred: whether the log says that its goal must wait.
         edits: what changes its logits, once it has had any; never shared.
         memory: what it remembers, while running.
         parked: what it remembers, while it waits outside the arena.
@@ -68,6 +72,7 @@ class Request:
     min_level: int
     max_level: int
     end_tokens: frozenset[int] = frozenset()
+    message_ends: tuple[int, ...] = ()
     sibling_of: str | None = None
     arrival: int = 0
     accepted_at: float = 0.0
@@ -81,6 +86,7 @@ class Request:
     cached_tokens: int = 0
     output: list[int] = field(default_factory=list)
     folded_tokens: int = 0
+    deferred: bool = False
     status: Status = Status.WAITING
     edits: LogitEdits | None = None
     memory: RequestMemory | None = None
@@ -126,12 +132,18 @@ class Request:
         """The level its history states for the next token, while it replays."""
         return level_at(self.levels, self.computed)
 
-    def tokens_before_change(self) -> int:
-        """Tokens that may be computed before its history states another level; all that are pending, if it does not."""
-        return (
-            next((start for start, _ in self.levels if start > self.computed), self.computed + self.pending)
-            - self.computed
-        )
+    def tokens_before_pause(self) -> int:
+        """Tokens that may be computed in one go.
+
+        After them its history states another level, or, where it has layers converted, a message ends: states cannot be cut
+        back, so that others can begin there only with a copy of them. All that are pending, if neither comes. An end that
+        comes soon after what it began with is not worth a step of its own.
+        """
+        pauses = [start for start, _ in self.levels if start > self.computed]
+        if self.level and not self.replaying:
+            first = max(self.computed + 1, self.cached_tokens + _SHORTEST)
+            pauses += [end for end in self.message_ends if end >= first]
+        return min(pauses, default=self.computed + self.pending) - self.computed
 
     def forget_progress(self) -> None:
         """Has nothing computed any more: what its output followed from must be replayed, all else begins anew."""

@@ -79,6 +79,10 @@ class Scheduler:
         kept = self._n_layers - max(level, ceiling)
         return kept * pages + level * slot + max(ceiling - level, 0) * min(pages, slot)
 
+    def holds(self, request: Request, level: int, ceiling: int) -> bool:
+        """Whether the memory holds a request to its end, with nobody beside it; arguments as `claim`."""
+        return self.claim(request, level, ceiling, request.final_tokens) <= self._arena.n_units
+
     def room(self, request: Request) -> int:
         """Units `request` can claim beside the claims of all others; what they share counts once."""
         others = [other for other in self.running.values() if other is not request]
@@ -146,7 +150,7 @@ class Scheduler:
                 yield chunk
         for request in ready:
             if request.pending > 1 and left > 0:
-                most = min(request.pending, left, request.tokens_before_change())
+                most = min(request.pending, left, request.tokens_before_pause())
                 kept = self._n_layers - request.level
                 count = self._pace.chunk(most, request.computed, kept, request.level, work)
                 if not count:

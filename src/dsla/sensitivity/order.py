@@ -88,7 +88,7 @@ def make_plan(
 
 def _fingerprint(teacher: Teacher, tokens: Tensor, mixer: DslaConfig, trained: Mapping[int, DslaMixer] | None) -> str:
     """Names all a measured KL depends on."""
-    digest = hashlib.sha256(teacher.sha256.encode())
+    digest = hashlib.sha256(f"{teacher.sha256}, by window".encode())
     digest.update(json.dumps(dataclasses.asdict(mixer)).encode())
     digest.update(json.dumps(tokens.tolist()).encode())
     for layer, trained_mixer in sorted((trained or {}).items()):
