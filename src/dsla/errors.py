@@ -41,6 +41,10 @@ class BusyError(EngineError):
     """Too many requests wait: try again later."""
 
 
+class DrainingError(EngineError):
+    """The engine ends what it has accepted and takes nothing new."""
+
+
 class RequestError(DslaError):
     """A request is wrong.
 

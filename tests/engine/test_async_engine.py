@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dsla.engine import AsyncEngine, Request, SamplingParams, StepOutput
-from dsla.errors import EngineError, RequestError
+from dsla.errors import DrainingError, EngineError, RequestError
 from tests.engine.tiny import RecordingEngine, assert_as_reference, random_prompt, tiny_engine
 
 GREEDY = SamplingParams(max_tokens=10, ignore_eos=True)
@@ -215,3 +215,69 @@ def test_close_aborts_open_requests() -> None:
         engine.generate([1], GREEDY)
     with pytest.raises(EngineError, match="it was closed"):
         engine.set_level(0)
+
+
+def test_it_is_ready_once_it_has_warmed_up() -> None:
+    gate, engine = threading.Event(), tiny_engine()
+    engine.warm_up = gate.wait  # type: ignore[method-assign, assignment]
+    runner = AsyncEngine(engine)
+    assert runner.stats()["state"] == "warming-up"
+
+    async def main() -> list[StepOutput]:
+        asked = asyncio.create_task(collect(runner, random_prompt(4)))
+        await asyncio.sleep(0.02)
+        assert not asked.done()
+        gate.set()
+        outputs = await asked
+        assert runner.state == "ready"
+        return outputs
+
+    assert asyncio.run(main())[-1].finish_reason == "length"
+    runner.close()
+    assert runner.state == "stopped"
+
+
+def test_a_failed_warm_up_stops_it() -> None:
+    engine = tiny_engine()
+
+    def broken() -> None:
+        raise RuntimeError("the sky fell")
+
+    engine.warm_up = broken  # type: ignore[method-assign]
+    runner = AsyncEngine(engine)
+    runner._thread.join(10)
+    assert runner.state == "stopped"
+    with pytest.raises(EngineError, match="the sky fell"):
+        runner.generate([1], GREEDY)
+    runner.close()
+
+
+def test_draining_ends_what_is_open_and_takes_nothing_new(engine: AsyncEngine) -> None:
+    async def main() -> list[StepOutput]:
+        opened = asyncio.create_task(collect(engine, random_prompt(4), ENDLESS))
+        await until(lambda: engine.stats()["running"])
+        engine.drain()
+        assert engine.state == "draining"
+        with pytest.raises(DrainingError, match="nothing new"):
+            engine.generate(random_prompt(4), GREEDY)
+        outputs = await opened
+        engine.drain(False)
+        assert (await collect(engine, random_prompt(4)))[-1].finish_reason == "length"
+        return outputs
+
+    assert asyncio.run(main())[-1].completion_tokens == 400
+
+
+def test_cancel_says_whether_there_was_such_a_request(engine: AsyncEngine) -> None:
+    async def main() -> list[StepOutput]:
+        opened = asyncio.create_task(collect(engine, random_prompt(4), ENDLESS, request_id="x"))
+        await until(lambda: engine.stats()["running"])
+        assert not await asyncio.to_thread(engine.cancel, "y")
+        assert await asyncio.to_thread(engine.cancel, "x")
+        assert not await asyncio.to_thread(engine.cancel, "x")
+        return await opened
+
+    assert asyncio.run(main())[-1].finish_reason == "abort"
+    engine.close()
+    with pytest.raises(EngineError, match="has stopped"):
+        engine.cancel("x")

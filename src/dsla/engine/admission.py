@@ -116,9 +116,7 @@ class Admission:
             if not begins:
                 break
             started = True
-            self._scheduler.start(request)
-            reason = "admitted" if not request.replay_until else "resumed"
-            self._log.add(Event(now, "start", request.id, reason, to_level=request.level, from_token=request.computed))
+            self._start(request, "admitted" if not request.replay_until else "resumed", now)
         return started
 
     def fork(self, leader: Request, now: float) -> list[Request]:
@@ -137,12 +135,16 @@ class Admission:
             request.memory = memory.copy(leader.computed)
             request.computed, request.cached_tokens = leader.computed, leader.computed
             request.levels, request.level, request.ceiling = list(leader.levels), leader.level, leader.ceiling
-            self._scheduler.start(request)
-            self._log.add(
-                Event(now, "start", request.id, "forked", to_level=request.level, from_token=request.computed)
-            )
+            self._start(request, "forked", now)
             forked.append(request)
         return forked
+
+    def _start(self, request: Request, reason: str, now: float) -> None:
+        self._scheduler.start(request)
+        if request.started_at is None:
+            request.started_at = now
+            self._log.time("queue", max(now - request.accepted_at, 0.0))
+        self._log.add(Event(now, "start", request.id, reason, to_level=request.level, from_token=request.computed))
 
     def _begin(self, request: Request) -> bool:
         # The settings may be others than those it was accepted under, and what they ask for more than there is.

@@ -7,12 +7,15 @@ import logging
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, Literal, TypeVar
 
 from dsla.engine.engine import Engine
 from dsla.engine.request import Request, StepOutput
 from dsla.engine.sampling import SamplingParams
-from dsla.errors import EngineError
+from dsla.errors import DrainingError, EngineError
+
+T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
@@ -55,6 +58,7 @@ class AsyncEngine:
         self._open: dict[str, tuple[Request, _Stream]] = {}
         self._closing = False
         self._failure: str | None = None
+        self._warm = self._draining = False
         self._thread = threading.Thread(target=self._run, name="dsla-engine", daemon=True)
         self._thread.start()
 
@@ -62,6 +66,15 @@ class AsyncEngine:
     def healthy(self) -> bool:
         """Whether the engine steps on."""
         return self._failure is None and not self._closing
+
+    @property
+    def state(self) -> Literal["warming-up", "ready", "draining", "stopped"]:
+        """Whether it takes requests: only while `ready`, and, to be computed a little later, while `warming-up`."""
+        if not self.healthy:
+            return "stopped"
+        if self._draining:
+            return "draining"
+        return "ready" if self._warm else "warming-up"
 
     def generate(
         self,
@@ -92,10 +105,13 @@ class AsyncEngine:
         Raises:
             RequestError: if an argument is wrong or the request exceeds the model's context.
             BusyError: if too many requests wait.
+            DrainingError: if the engine takes nothing new.
             EngineError: if the engine has stopped, or the memory budget could never hold the request.
         """
         if not self.healthy:
             raise self._stopped()
+        if self._draining:
+            raise DrainingError("the engine ends what it has accepted and takes nothing new")
         request = self.engine.check_request(
             prompt,
             params,
@@ -107,9 +123,20 @@ class AsyncEngine:
         )
         return self._stream(request)
 
-    def cancel(self, request_id: str) -> None:
-        """Ends a request, if it is open, at the next step boundary; its generator then yields an `abort`."""
-        self._send(lambda: self.engine.cancel(request_id))
+    def drain(self, on: bool = True) -> None:
+        """Takes nothing new from now on, or (False) takes requests again. What was accepted before runs to its end."""
+        self._draining = on
+
+    def cancel(self, request_id: str) -> bool:
+        """Ends a request at the next step boundary, and waits for that; its generator then yields an `abort`.
+
+        Returns:
+            Whether it was open.
+
+        Raises:
+            EngineError: if the engine has stopped.
+        """
+        return self._ask(lambda: self.engine.cancel(request_id))
 
     def set_level(self, level: int | None) -> None:
         """Fixes the level of all requests from the next step on, or (None) leaves it to the policy again.
@@ -120,21 +147,11 @@ class AsyncEngine:
             EngineError: if there is no such level, no policy to return to, or the engine has stopped.
         """
         self.engine.check_level(level)
-        done = threading.Event()
-
-        def command() -> None:
-            self.engine.set_level(level)
-            done.set()
-
-        if not self._send(command):
-            raise self._stopped()
-        while not done.wait(_POLL_SECONDS):
-            if not self.healthy:
-                raise self._stopped()
+        self._ask(lambda: self.engine.set_level(level))
 
     def stats(self) -> dict[str, Any]:
-        """As `Engine.stats`, and `healthy`."""
-        return {**self.engine.stats(), "healthy": self.healthy}
+        """As `Engine.stats`, with `healthy` and `state`."""
+        return {**self.engine.stats(), "healthy": self.healthy, "state": self.state}
 
     def close(self) -> None:
         """Ends the thread after the step in hand; open requests get an `abort`."""
@@ -167,6 +184,18 @@ class AsyncEngine:
                 self._wake.notify()
             return not self._closing
 
+    def _ask(self, command: Callable[[], T]) -> T:
+        """What a command returns, once the engine's thread has carried it out."""
+        answer: Future[T] = Future()
+        if not self._send(lambda: answer.set_result(command())):
+            raise self._stopped()
+        while True:
+            try:
+                return answer.result(_POLL_SECONDS)
+            except TimeoutError:
+                if not self.healthy:
+                    raise self._stopped() from None
+
     def _submit(self, request: Request, stream: _Stream) -> None:
         try:
             self.engine.submit(request)
@@ -182,6 +211,8 @@ class AsyncEngine:
 
     def _run(self) -> None:
         try:
+            self.engine.warm_up()
+            self._warm = True
             while self._wait():
                 for output in self.engine.step():
                     self._deliver(output)

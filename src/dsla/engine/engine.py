@@ -20,6 +20,7 @@ from dsla.engine.events import Event, EventLog
 from dsla.engine.intake import build_request, level_bounds
 from dsla.engine.levels import LevelControl
 from dsla.engine.load import Load
+from dsla.engine.memory import RequestMemory
 from dsla.engine.pace import Pace
 from dsla.engine.prefix import PrefixCache
 from dsla.engine.request import Request, Status, StepOutput
@@ -31,6 +32,8 @@ from dsla.errors import BusyError, EngineError
 
 FIRST_SNAPSHOT = 512
 """Tokens of a prompt after which states are kept for others for the first time; then after twice as many, and so on."""
+
+_WARM_UP_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ class Engine:
                 f"the memory budget holds no request at all: give at least {least * arena.page_bytes:,} bytes, or allow "
                 "another level"
             )
-        self._load = Load(decoder, arena, self._scheduler, rules, self._pace, clock)
+        self._load = Load(decoder, arena, self._scheduler, rules, self._pace, clock, self._log)
         self._levels = LevelControl(
             decoder, arena, self._scheduler, self._admission, rules, self._log, policy, self.config.level, self._fail,
             self._preempt, self._pace, self._load,
@@ -140,6 +143,25 @@ class Engine:
         """Host memory that preempted requests take."""
         parked = [request.parked for request in list(self._requests.values())]
         return sum(memory.nbytes for memory in parked if memory is not None)
+
+    def warm_up(self) -> None:
+        """Computes a prompt and a token at the lowest and the highest level, as far as memory holds them.
+
+        Whoever asks first then waits for nothing that happens once only. Nothing of it is counted or kept.
+        """
+        levels = {0, self._levels.max_level} if self.config.level is None else {self.config.level}
+        for level in sorted(levels):
+            memory = RequestMemory(self.arena, self.decoder.n_layers, self.decoder.order[:level])
+            if memory.units_to_hold(_WARM_UP_TOKENS) > self.arena.unused_units:
+                continue
+            try:
+                for known, count in ((0, _WARM_UP_TOKENS - 1), (_WARM_UP_TOKENS - 1, 1)):
+                    memory.reserve(known + count)
+                    segment = Segment(memory, [0] * count, known, True)
+                    batch = PackedBatch([segment], self.arena.page_tokens, self.decoder.device)
+                    self.decoder.forward(batch, self.arena)
+            finally:
+                memory.release()
 
     def check_request(
         self,
@@ -419,6 +441,7 @@ class Engine:
         self._load.token(request)
         reason = "stop" if ends else "length" if len(request.output) == request.max_tokens else None
         if reason is not None:
+            self._load.finished(request, len(request.output) + ends)
             self._keep_ended(request)
             self._close(request, Event(self._clock(), "finish", request.id, reason))
         self._outputs.append(StepOutput.of(request, tokens, reason, logprobs=logprobs))

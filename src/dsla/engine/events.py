@@ -7,8 +7,49 @@ from collections import Counter, deque
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dsla.engine.histogram import Histogram
+
 _WINDOW_SECONDS = 10.0
 _MOST_STEPS = 10_000
+
+_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+_REQUEST = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
+TIMES: dict[str, tuple[float, ...]] = {
+    "queue": _REQUEST,
+    "ttft": (
+        0.001,
+        0.005,
+        0.01,
+        0.02,
+        0.04,
+        0.06,
+        0.08,
+        0.1,
+        0.25,
+        0.5,
+        0.75,
+        1,
+        2.5,
+        5,
+        7.5,
+        10,
+        20,
+        40,
+        80,
+        160,
+        640,
+        2560,
+    ),
+    "itl": _TOKEN,
+    "tpot": _TOKEN,
+    "e2e": _REQUEST,
+    "fold": (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1),
+}
+"""What takes time, and the bounds it is counted between, seconds; those of requests and tokens are vLLM's.
+
+`queue`: from acceptance to the first start; `ttft`: to the first token; `itl`: from one token to the next; `tpot`: the mean
+of those over a request that has ended by itself, and `e2e` all its time; `fold`: converting one layer of one request.
+"""
 
 
 @dataclass(frozen=True)
@@ -17,7 +58,8 @@ class Event:
 
     Attributes:
         time: seconds of the engine's clock.
-        kind: `accept`, `start`, `level`, `defer`, `new-level`, `force-level`, `finish`, `cancel` or `error`.
+        kind: `accept`, `start`, `level`, `defer`, `new-level`, `new-fast-level`, `force-level`, `preempt`, `finish`,
+            `cancel` or `error`.
         request_id: the request, or None.
         reason: why.
         from_level: level before, where a level changed.
@@ -49,7 +91,10 @@ class EventLog:
         self._steps: deque[tuple[float, int, int]] = deque(maxlen=_MOST_STEPS)
         self.conversions: Counter[str] = Counter()
         self.finished: Counter[str] = Counter()
+        self.preemptions: Counter[str] = Counter()
         self.steps = self.prompt_tokens = self.generated_tokens = 0
+        self.asked_tokens = self.cached_tokens = 0
+        self._times = {name: Histogram(bounds) for name, bounds in TIMES.items()}
 
     def add(self, event: Event) -> None:
         """Keeps an event; a rise of a running request's level counts as so many conversions."""
@@ -57,8 +102,21 @@ class EventLog:
             self._events.append(event)
             if event.kind == "level" and event.to_level is not None and event.from_level is not None:
                 self.conversions[event.reason] += event.to_level - event.from_level
+            if event.kind == "preempt":
+                self.preemptions[event.reason] += 1
             if event.kind in ("finish", "cancel", "error"):
                 self.finished[event.reason if event.kind == "finish" else event.kind] += 1
+
+    def time(self, name: str, seconds: float) -> None:
+        """Counts what took so long; `name` is a key of `TIMES`."""
+        with self._lock:
+            self._times[name].add(seconds)
+
+    def count_prompt(self, tokens: int, cached_tokens: int) -> None:
+        """Counts the prompt of a request that got its first token, and how much of it others had computed."""
+        with self._lock:
+            self.asked_tokens += tokens
+            self.cached_tokens += cached_tokens
 
     def count_step(self, start: float, prompt_tokens: int, generated_tokens: int) -> None:
         """Counts a step that began at `start`."""
@@ -85,6 +143,10 @@ class EventLog:
             "generated_tokens_per_second": sum(step[2] for step in self._steps) / seconds,
             "conversions": dict(self.conversions),
             "finished": dict(self.finished),
+            "preemptions": dict(self.preemptions),
+            "asked_tokens": self.asked_tokens,
+            "cached_tokens": self.cached_tokens,
+            "times": {name: times.summary() for name, times in self._times.items()},
             "events": [asdict(event) for event in self._events],
         }
 

@@ -260,10 +260,13 @@ class LevelControl:
         """Converts one layer; whether it could be done."""
         if request.memory is None:
             raise EngineError(f"request {request.id!r} has no memory to convert: it is not running")
+        began = self._pace.clock()
         try:
             request.memory.fold(layer, self._decoder.mixers[layer], request.computed)
         except EngineError as error:
             self._fail(request, str(error), now)
             return False
+        if request.computed:
+            self._log.time("fold", max(self._pace.clock() - began, 0.0))
         request.enter_level(request.level + 1)
         return True

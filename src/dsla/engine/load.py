@@ -8,11 +8,13 @@ from itertools import islice
 from dsla.engine.admission import LevelRules
 from dsla.engine.arena import Arena
 from dsla.engine.decoder import PackedDecoder
+from dsla.engine.events import EventLog
 from dsla.engine.pace import Pace
 from dsla.engine.recent import Recent
 from dsla.engine.request import Request
 from dsla.engine.scheduler import Scheduler
 from dsla.engine.signals import RequestSummary, Signals
+from dsla.errors import EngineError
 
 _SAMPLE = 64
 """Queued prompts whose time is predicted one by one; that of the others is taken to be alike, by their tokens."""
@@ -28,6 +30,7 @@ class Load:
         rules: levels of new requests.
         pace: what steps cost.
         clock: seconds.
+        log: counts latencies.
     """
 
     def __init__(
@@ -38,19 +41,34 @@ class Load:
         rules: LevelRules,
         pace: Pace,
         clock: Callable[[], float],
+        log: EventLog,
     ) -> None:
         self._decoder, self._arena, self._scheduler, self._rules = decoder, arena, scheduler, rules
-        self._pace, self._clock = pace, clock
+        self._pace, self._clock, self._log = pace, clock, log
         self._ttft, self._tpot = Recent(), Recent()
 
     def token(self, request: Request) -> None:
         """A request has got its next token."""
         now = self._clock()
         if request.last_token_at is None:
-            self._ttft.add(now, max(now - request.accepted_at, 0.0))
+            seconds = max(now - request.accepted_at, 0.0)
+            self._ttft.add(now, seconds)
+            self._log.time("ttft", seconds)
+            self._log.count_prompt(len(request.prompt), request.cached_tokens)
+            request.first_token_at = now
         else:
-            self._tpot.add(now, max(now - request.last_token_at, 0.0))
+            seconds = max(now - request.last_token_at, 0.0)
+            self._tpot.add(now, seconds)
+            self._log.time("itl", seconds)
         request.last_token_at = now
+
+    def finished(self, request: Request, tokens: int) -> None:
+        """A request has ended by itself, with so many tokens."""
+        if request.first_token_at is None or request.last_token_at is None:
+            raise EngineError(f"request {request.id!r} has ended without a token: this is a bug in dsla")
+        self._log.time("e2e", max(request.last_token_at - request.accepted_at, 0.0))
+        if tokens > 1:
+            self._log.time("tpot", max(request.last_token_at - request.first_token_at, 0.0) / (tokens - 1))
 
     def signals(self) -> Signals:
         """The load now."""

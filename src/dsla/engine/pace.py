@@ -19,11 +19,12 @@ class Pace:
         cost: what a step takes; None = chunks of prompts are not bounded by time.
 
     Attributes:
+        clock: as given.
         cost: as given.
     """
 
     def __init__(self, clock: Callable[[], float], seconds: float | None, cost: CostModel | None) -> None:
-        self._clock, self._seconds, self.cost = clock, seconds, cost
+        self.clock, self._seconds, self.cost = clock, seconds, cost
         self._correction = Correction()
         self.begin()
 
@@ -34,7 +35,7 @@ class Pace:
 
     def begin(self) -> None:
         """A step begins."""
-        self._start = self._last = self._clock()
+        self._start = self._last = self.clock()
         self._longest = 0.0
 
     @property
@@ -48,7 +49,7 @@ class Pace:
 
     def converted(self) -> None:
         """A layer has been converted."""
-        now = self._clock()
+        now = self.clock()
         self._longest = max(self._longest, now - self._last)
         self._last = now
 
@@ -71,4 +72,4 @@ class Pace:
     def end(self, work: StepWork, start: float) -> None:
         """A step has computed `work` since `start`; how long that took makes the next prediction better."""
         if self.cost is not None:
-            self._correction = self._correction.after(self.cost.step_seconds(work), self._clock() - start)
+            self._correction = self._correction.after(self.cost.step_seconds(work), self.clock() - start)

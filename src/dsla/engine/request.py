@@ -48,6 +48,8 @@ class Request:
         sibling_of: id of a request with the same prompt, whose computed prompt it starts with; or None.
         arrival: place in the order of acceptance.
         accepted_at: when that was, seconds.
+        started_at: when it started first, or None.
+        first_token_at: when it got its first token, or None.
         last_token_at: when it got its latest token, or None.
         level: layers converted now.
         ceiling: level its admission counted on being allowed, `level ... max_level`.
@@ -76,6 +78,8 @@ class Request:
     sibling_of: str | None = None
     arrival: int = 0
     accepted_at: float = 0.0
+    started_at: float | None = None
+    first_token_at: float | None = None
     last_token_at: float | None = None
     level: int = 0
     ceiling: int = 0
