@@ -38,12 +38,12 @@ RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 HEAVY = {
     "transformers", "fastapi", "starlette", "uvicorn", "pydantic", "triton", "matplotlib", "typer", "rich", "yaml",
     "zstandard", "gguf", "accelerate", "huggingface_hub", "filelock", "hypothesis", "pytest",
-    "lm_eval", "datasets", "pandas",
+    "lm_eval", "datasets", "pandas", "prometheus_client",
 }  # fmt: skip
 
 AT_TOP = {
     "cli": {"typer", "rich"},
-    "server": {"fastapi", "starlette", "uvicorn", "pydantic", "pydantic_core", "jinja2"},
+    "server": {"fastapi", "starlette", "uvicorn", "pydantic", "pydantic_core", "jinja2", "prometheus_client"},
     "convert": {"transformers"},
     "sensitivity": {"transformers"},
     "evals": {"transformers", "lm_eval", "tqdm"},

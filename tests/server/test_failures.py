@@ -5,33 +5,19 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
 import httpx
 import pytest
 
-from dsla.engine import AsyncEngine, Engine
+from dsla.engine import AsyncEngine
 from dsla.server.app import build_app
+from tests.server.asgi import app_of
 from tests.server.conftest import MODEL
 from tests.server.tiny import tiny_decoder, tiny_engine, tiny_tokenizer
 
 BODY: dict[str, Any] = {"model": MODEL, "prompt": "fox", "max_tokens": 1000, "ignore_eos": True}
-
-
-@asynccontextmanager
-async def app_of(engine: Engine, client: str = "127.0.0.1") -> AsyncIterator[tuple[AsyncEngine, httpx.AsyncClient]]:
-    running = AsyncEngine(engine)
-    transport = httpx.ASGITransport(
-        build_app(running, tiny_tokenizer(), MODEL), raise_app_exceptions=False, client=(client, 1)
-    )
-    try:
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=20) as http:
-            yield running, http
-    finally:
-        await anyio.to_thread.run_sync(running.close)
 
 
 def broken_decoder() -> Any:

@@ -136,6 +136,7 @@ class EventLog:
         self._forget(now)
         seconds = max(now - self._steps[0][0], 1e-3) if self._steps else 1.0
         return {
+            "now": now,
             "steps": self.steps,
             "prompt_tokens": self.prompt_tokens,
             "generated_tokens": self.generated_tokens,

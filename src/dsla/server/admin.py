@@ -1,16 +1,14 @@
-"""`/admin`: the engine's state, and the level set by hand. Answers to this machine only."""
+"""`/admin`: the engine's state and events, the level set by hand, draining, cancelling. `Gate` says who may ask."""
 
 from __future__ import annotations
 
-import ipaddress
-
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter
 
 from dsla.engine import AsyncEngine
 from dsla.errors import EngineError
 from dsla.server.errors import ApiError, unavailable
-from dsla.server.protocol import LevelRequest
-from dsla.server.responses import AdminState
+from dsla.server.protocol import DrainRequest, LevelRequest
+from dsla.server.responses import AdminEvents, AdminState, Cancelled
 
 
 def admin_routes(engine: AsyncEngine, model_name: str) -> APIRouter:
@@ -20,11 +18,16 @@ def admin_routes(engine: AsyncEngine, model_name: str) -> APIRouter:
         engine: the engine.
         model_name: name of its model.
     """
-    router = APIRouter(prefix="/admin", dependencies=[Depends(_from_this_machine)])
+    router = APIRouter(prefix="/admin")
 
     @router.get("/state")
     async def state() -> AdminState:
         return AdminState(model=model_name, stats=engine.stats())
+
+    @router.get("/events")
+    async def events() -> AdminEvents:
+        stats = engine.stats()
+        return AdminEvents(now=stats["now"], events=stats["events"])
 
     @router.post("/level")
     def level(body: LevelRequest) -> AdminState:
@@ -36,14 +39,21 @@ def admin_routes(engine: AsyncEngine, model_name: str) -> APIRouter:
             raise ApiError(400, str(error), param="level", code="invalid_value") from error
         return AdminState(model=model_name, stats=engine.stats())
 
+    @router.post("/drain")
+    async def drain(body: DrainRequest | None = None) -> AdminState:
+        engine.drain(body is None or body.draining)
+        return AdminState(model=model_name, stats=engine.stats())
+
+    @router.post("/cancel/{request_id}")
+    def cancel(request_id: str) -> Cancelled:
+        """Ends what a request with this `X-Request-Id` has open, or the one answer that has this name in the state."""
+        names = [request["id"] for request in engine.stats()["requests"]]
+        try:
+            ended = [name for name in names if request_id in (name, name.partition("~")[0]) and engine.cancel(name)]
+        except EngineError as error:
+            raise unavailable() from error
+        if not ended:
+            raise ApiError(404, "No request with this id is open", param="request_id", code="request_not_found")
+        return Cancelled(cancelled=ended)
+
     return router
-
-
-async def _from_this_machine(request: Request) -> None:
-    host = request.client.host if request.client else ""
-    try:
-        allowed = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        allowed = False
-    if not allowed:
-        raise ApiError(403, "The admin API answers to the server's own machine only", code="forbidden")

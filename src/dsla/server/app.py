@@ -9,37 +9,52 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from dsla import __version__
 from dsla.engine import AsyncEngine
+from dsla.server.access import Access
 from dsla.server.admin import admin_routes
 from dsla.server.detokenize import TokenBytes
-from dsla.server.errors import check_model, install_handlers, unavailable
+from dsla.server.errors import check_model, install_handlers
+from dsla.server.gate import Gate
+from dsla.server.keys import Keys
+from dsla.server.limits import Limits
+from dsla.server.metrics import Metrics
 from dsla.server.openai import openai_routes
+from dsla.server.operations import operations_routes
 from dsla.server.prompts import PromptReader
-from dsla.server.responses import ErrorBody, Health, ModelCard, ModelList
+from dsla.server.responses import ErrorBody, ModelCard, ModelList
+from dsla.server.settings import ServerSettings
+from dsla.server.tokens import token_routes
 
 _CLIENT_CLOSED_REQUEST = 499
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text}
     for status, text in {
         400: "The request is wrong",
-        403: "Not allowed from here",
+        401: "A key is needed, or this one is wrong",
+        403: "Not allowed from here, or with this key",
         404: "There is no such thing",
+        413: "The body is too large",
+        429: "Too many requests wait, or this caller has too many open",
         500: "The server failed",
-        503: "The engine has stopped",
+        503: "The engine has stopped, or takes nothing new",
+        504: "It took too long",
     }.items()
 }
 
 
-def build_app(engine: AsyncEngine, tokenizer: Any, model_name: str) -> FastAPI:
+def build_app(engine: AsyncEngine, tokenizer: Any, model_name: str, settings: ServerSettings | None = None) -> FastAPI:
     """The application of one model.
 
     Args:
         engine: runs the requests; closed when the application shuts down.
         tokenizer: Hugging Face fast tokenizer of the model.
         model_name: name that requests ask for.
+        settings: keys, limits and other origins. Default: no keys.
 
     Raises:
         ModelError: if the tokenizer is not supported.
@@ -50,8 +65,16 @@ def build_app(engine: AsyncEngine, tokenizer: Any, model_name: str) -> FastAPI:
         yield
         await asyncio.to_thread(engine.close)
 
+    settings = settings or ServerSettings()
+    metrics = Metrics(engine, model_name)
     app = FastAPI(
-        title="dsla", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan, responses=_ERRORS
+        title="dsla",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        responses=_ERRORS,
+        middleware=_middleware(settings, metrics),
     )
     app.state.engine = engine
     install_handlers(app)
@@ -65,12 +88,6 @@ def build_app(engine: AsyncEngine, tokenizer: Any, model_name: str) -> FastAPI:
     async def _gone(request: Request, error: ClientDisconnect) -> Response:
         return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
-    @app.get("/health")
-    async def health() -> Health:
-        if not engine.healthy:
-            raise unavailable()
-        return Health()
-
     @app.get("/v1/models")
     async def models() -> ModelList:
         return ModelList(data=[card])
@@ -81,6 +98,25 @@ def build_app(engine: AsyncEngine, tokenizer: Any, model_name: str) -> FastAPI:
         return card
 
     table, names = TokenBytes.of(tokenizer), TokenBytes.of(tokenizer, keep_special=True)
-    app.include_router(openai_routes(engine, prompts, table, names, model_name))
+    app.include_router(openai_routes(engine, prompts, table, names, model_name, settings))
+    app.include_router(token_routes(prompts, model_name, decoder.max_tokens, decoder.vocab_size))
+    app.include_router(operations_routes(engine, metrics))
     app.include_router(admin_routes(engine, model_name))
     return app
+
+
+def _middleware(settings: ServerSettings, metrics: Metrics) -> list[Middleware]:
+    """What is around the routes, outermost first. Preflight requests of other origins have no key: they end before the gate."""
+    layers = [Middleware(Access, count=metrics.count)]
+    if settings.cors_origins:
+        layers.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+                expose_headers=["X-Request-Id", "Retry-After"],
+            )
+        )
+    keys = Keys(settings.api_keys, settings.admin_key)
+    return [*layers, Middleware(Gate, keys=keys), Middleware(Limits, settings=settings)]

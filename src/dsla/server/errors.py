@@ -23,8 +23,11 @@ _MAX_NAME = 64
 _LEVEL_FIELDS = ("quality", "max_level", "min_level")
 
 
-RETRY_SECONDS = 1
-"""After how long a request that was refused for lack of room may be sent again."""
+RETRY_SECONDS = {429: 1, 503: 5}
+"""Status -> after how long a request that was refused may be sent again: when there is room; to another server, or this
+one once it has come back."""
+
+_HTTP_CODES = {408: "request_timeout", 413: "body_too_large"}
 
 
 class ApiError(Exception):
@@ -55,7 +58,9 @@ class ApiError(Exception):
 
     def response(self) -> JSONResponse:
         """The answer."""
-        headers = {"Retry-After": str(RETRY_SECONDS)} if self.status == 429 else None
+        headers = {"Retry-After": str(RETRY_SECONDS[self.status])} if self.status in RETRY_SECONDS else {}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.body(), self.status, headers)
 
 
@@ -73,6 +78,21 @@ def check_model(asked: str, served: str) -> None:
 def unavailable() -> ApiError:
     """The answer where the engine has stopped."""
     return ApiError(503, "The engine has stopped; the server must be restarted. See its log.", code="engine_stopped")
+
+
+def draining() -> ApiError:
+    """The answer where the engine takes nothing new."""
+    return ApiError(503, "The server is going to stop and takes nothing new; ask another one", code="draining")
+
+
+def not_ready(state: str) -> ApiError:
+    """The answer to whoever asks whether requests are taken while the engine is in such a state."""
+    return ApiError(503, f"The server is not ready: {state}", code=state.replace("-", "_"))
+
+
+def timed_out() -> ApiError:
+    """The answer where a request takes too long."""
+    return ApiError(504, "The request took longer than this server allows; ask for fewer tokens", code="timeout")
 
 
 def busy() -> ApiError:
@@ -104,17 +124,13 @@ def install_handlers(app: FastAPI) -> None:
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
         return _http_error(request, error).response()
 
-    @app.exception_handler(Exception)
-    async def _other(request: Request, error: Exception) -> JSONResponse:
-        return internal_error().response()
-
 
 def _http_error(request: Request, error: HTTPException) -> ApiError:
     if error.status_code == 404:
         return ApiError(404, f"Unknown URL ({request.method} {request.url.path[:_MAX_NAME]})", code="unknown_url")
     if error.status_code == 405:
         return ApiError(405, f"Method {request.method} is not allowed here", code="method_not_allowed")
-    return ApiError(error.status_code, str(error.detail))
+    return ApiError(error.status_code, str(error.detail), code=_HTTP_CODES.get(error.status_code))
 
 
 def _validation_error(errors: Sequence[Any]) -> ApiError:

@@ -16,7 +16,8 @@ from starlette.requests import ClientDisconnect
 from dsla.engine import StepOutput, TokenLogprobs
 from dsla.errors import BusyError, EngineError
 from dsla.server.detokenize import Detokenizer, TokenBytes
-from dsla.server.errors import ApiError, busy, internal_error, unavailable
+from dsla.server.errors import ApiError, busy, internal_error, timed_out, unavailable
+from dsla.server.exchange import Exchange
 from dsla.server.responses import DslaInfo, FinishReason
 from dsla.server.stop import StopStrings
 
@@ -137,7 +138,9 @@ def _begin(added: str, content: bytes) -> int:
 def _failure(out: StepOutput) -> ApiError:
     if out.finish_reason == "abort":
         return ApiError(503, "The request was cancelled by the server", code="cancelled")
-    logger.error("request %s failed: %s", out.request_id, out.error)
+    logger.error("request %s failed; GET /admin/events says why", out.request_id)
+    # The message of an error that nobody foresaw may hold anything.
+    logger.debug("request %s: %s", out.request_id, out.error)
     return internal_error()
 
 
@@ -166,6 +169,36 @@ async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[t
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def counted(
+    pieces: AsyncGenerator[tuple[int, Piece], None], exchange: Exchange
+) -> AsyncGenerator[tuple[int, Piece], None]:
+    """The same pieces; their tokens are counted as those of the exchange. Closes `pieces`."""
+    known: dict[int, int] = {}
+    async with aclosing(pieces):
+        async for index, piece in pieces:
+            exchange.completion_tokens += piece.completion_tokens - known.get(index, 0)
+            known[index] = piece.completion_tokens
+            yield index, piece
+
+
+async def within(deadline: float, stream: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """The items of a stream that come before a time of the event loop's clock; closes it, however it ends.
+
+    Raises:
+        ApiError: it was not at its end by then.
+    """
+    async with aclosing(stream):
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    item = await anext(stream)
+            except StopAsyncIteration:
+                return
+            except TimeoutError as error:
+                raise timed_out() from error
+            yield item
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:

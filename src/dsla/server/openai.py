@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncGenerator, Sequence
+from itertools import count
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from dsla.engine import AsyncEngine, SamplingParams, StepOutput, derive_seed
-from dsla.errors import BusyError, EngineError
+from dsla.errors import BusyError, DrainingError, EngineError
 from dsla.server.chunks import AnswerWriter
 from dsla.server.detokenize import TokenBytes
-from dsla.server.errors import ApiError, busy, check_model, unavailable
-from dsla.server.generation import merged, text_pieces, unless_disconnected
+from dsla.server.errors import ApiError, busy, check_model, draining, unavailable
+from dsla.server.exchange import Exchange
+from dsla.server.generation import counted, merged, text_pieces, unless_disconnected, within
 from dsla.server.logprobs import LogprobWriter
 from dsla.server.prompts import PromptReader
-from dsla.server.protocol import MAX_PROMPTS, ChatCompletionRequest, CompletionRequest, GenerationRequest
+from dsla.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from dsla.server.responses import ChatCompletion, Completion
+from dsla.server.settings import ServerSettings
 from dsla.server.sse import EventStream
 
 
 def openai_routes(
-    engine: AsyncEngine, prompts: PromptReader, table: TokenBytes, names: TokenBytes, model_name: str
+    engine: AsyncEngine,
+    prompts: PromptReader,
+    table: TokenBytes,
+    names: TokenBytes,
+    model_name: str,
+    settings: ServerSettings,
 ) -> APIRouter:
     """The routes.
 
@@ -32,31 +39,40 @@ def openai_routes(
         table: bytes of the model's tokens.
         names: the same, with those of special tokens, for reports of probabilities.
         model_name: name that requests must ask for.
+        settings: limits.
     """
     router = APIRouter()
+    serials = count(1)
 
     @router.post("/v1/chat/completions", response_model=ChatCompletion)
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
         check_model(body.model, model_name)
+        check_answers(body.n or 1)
         tokens = await prompts.chat(body.messages, body.token_limit)
         return await respond(body, [tokens], request, chat=True)
 
     @router.post("/v1/completions", response_model=Completion)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         check_model(body.model, model_name)
-        answers = len(body.prompt) * (body.n or 1)
-        if answers > MAX_PROMPTS:
-            message = f"Invalid value for 'n': at most {MAX_PROMPTS} answers in one request, found {answers}"
-            raise ApiError(400, message, param="n", code="invalid_value")
+        check_answers(len(body.prompt) * (body.n or 1))
         tokens = [await prompts.completion(prompt, body.token_limit) for prompt in body.prompt]
         return await respond(body, tokens, request, chat=False)
+
+    def check_answers(answers: int) -> None:
+        if answers > settings.max_answers:
+            message = f"Invalid value for 'n': at most {settings.max_answers} answers in one request, found {answers}"
+            raise ApiError(400, message, param="n", code="invalid_value")
 
     async def respond(body: GenerationRequest, tokens: Sequence[list[int]], request: Request, chat: bool) -> Response:
         n = body.n or 1
         params = [sampling_params(body, answer) for answer in range(n)]
+        exchange = Exchange.of(request.scope)
+        exchange.prompt_tokens = sum(len(prompt) for prompt in tokens)
         # The engine gets nothing before the first output is asked for: a refused prompt leaves nothing behind.
-        outputs = [generated for prompt in tokens for generated in generate(body, prompt, params)]
-        pieces = merged([text_pieces(each, table, body.stop) for each in outputs])
+        outputs = [generated for prompt in tokens for generated in generate(body, prompt, params, exchange.id)]
+        pieces = counted(merged([text_pieces(each, table, body.stop) for each in outputs]), exchange)
+        if settings.request_seconds is not None:
+            pieces = within(exchange.began + settings.request_seconds, pieces)
         writer = AnswerWriter(
             model_name, chat, len(tokens), n, None if body.top_count is None else LogprobWriter(names)
         )
@@ -67,25 +83,28 @@ def openai_routes(
         return JSONResponse(answer.model_dump(exclude_none=True))
 
     def generate(
-        body: GenerationRequest, prompt: list[int], params: Sequence[SamplingParams]
+        body: GenerationRequest, prompt: list[int], params: Sequence[SamplingParams], request_id: str
     ) -> list[AsyncGenerator[StepOutput, None]]:
         """The answers to one prompt, which is computed for the first of them."""
-        levels, first = body.dsla, uuid.uuid4().hex
+        # Clients may give two requests one id, but no id has a tilde.
+        levels, ids = body.dsla, [f"{request_id}~{next(serials)}" for _ in params]
         try:
             return [
                 engine.generate(
                     prompt,
                     each,
-                    request_id=None if answer else first,
+                    request_id=ids[answer],
                     quality=levels.quality,
                     max_level=levels.max_level,
                     min_level=levels.min_level,
-                    sibling_of=first if answer else None,
+                    sibling_of=ids[0] if answer else None,
                 )
                 for answer, each in enumerate(params)
             ]
         except BusyError as error:
             raise busy() from error
+        except DrainingError as error:
+            raise draining() from error
         except EngineError as error:
             if not engine.healthy:
                 raise unavailable() from error

@@ -30,8 +30,7 @@ class PromptReader:
         Raises:
             ApiError: no chat template, messages it refuses, or too many tokens.
         """
-        text = self._render(messages)
-        return self._fitting(await self._encode(text, False), max_tokens, "messages")
+        return self._fitting(await self.chat_tokens(messages), max_tokens, "messages")
 
     async def completion(self, prompt: str | list[int], max_tokens: int | None) -> list[int]:
         """Token ids of a prompt, given as text or as token ids.
@@ -39,10 +38,44 @@ class PromptReader:
         Raises:
             ApiError: an empty prompt, or too many tokens.
         """
-        tokens = await self._encode(prompt, True) if isinstance(prompt, str) else prompt
+        tokens = await self.tokens(prompt) if isinstance(prompt, str) else prompt
         return self._fitting(tokens, max_tokens, "prompt")
 
-    def _render(self, messages: Sequence[Message]) -> str:
+    async def chat_tokens(
+        self, messages: Sequence[Message], special: bool = False, generation_prompt: bool = True
+    ) -> list[int]:
+        """Token ids of a conversation, however many.
+
+        Args:
+            messages: the conversation.
+            special: add the tokenizer's special tokens to those of the chat template.
+            generation_prompt: end with the template's beginning of an answer.
+
+        Raises:
+            ApiError: no chat template, or messages it refuses.
+        """
+        return await self.tokens(self._render(messages, generation_prompt), special)
+
+    async def tokens(self, text: str, special: bool = True) -> list[int]:
+        """Token ids of a text, with the tokenizer's special tokens or without."""
+        # A long text takes seconds: other requests go on.
+        encoded = await asyncio.to_thread(self._tokenizer, text, add_special_tokens=special, verbose=False)
+        tokens: list[int] = encoded["input_ids"]
+        return tokens
+
+    async def text(self, tokens: Sequence[int]) -> str:
+        """Text of token ids, with that of special tokens."""
+        text: str = await asyncio.to_thread(
+            self._tokenizer.decode, tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def names(self, tokens: Sequence[int]) -> list[str]:
+        """What the vocabulary calls tokens."""
+        names: list[str] = self._tokenizer.convert_ids_to_tokens(tokens)
+        return names
+
+    def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
         if not self._tokenizer.chat_template:
             message = "This model has no chat template: use /v1/completions"
             raise ApiError(400, message, param="messages", code="no_chat_template")
@@ -51,17 +84,13 @@ class PromptReader:
             for message in messages
         ]
         try:
-            text: str = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            text: str = self._tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=generation_prompt
+            )
         except TemplateError as error:
             message = "The model's chat template refuses these messages: check the roles and their order"
             raise ApiError(400, message, param="messages", code="invalid_value") from error
         return text
-
-    async def _encode(self, text: str, special: bool) -> list[int]:
-        # A long text takes seconds: other requests go on.
-        encoded = await asyncio.to_thread(self._tokenizer, text, add_special_tokens=special, verbose=False)
-        tokens: list[int] = encoded["input_ids"]
-        return tokens
 
     def _fitting(self, tokens: list[int], max_tokens: int | None, param: str) -> list[int]:
         if not tokens:

@@ -259,3 +259,35 @@ class LevelRequest(ApiModel):
     """Body of `POST /admin/level`."""
 
     level: int | None = Field(ge=0, description="level of all requests from now on; null: adaptive again")
+
+
+class TokenizeRequest(ApiModel):
+    """Body of `POST /tokenize`."""
+
+    model: str | None = None
+    prompt: Annotated[str | None, AfterValidator(lambda text: text if text is None else _text(text))] = None
+    messages: list[Message] | None = Field(default=None, min_length=1)
+    add_special_tokens: bool | None = Field(
+        default=None, description="default: true with a prompt, false with messages"
+    )
+    add_generation_prompt: bool = Field(default=True, description="with messages: end with the beginning of an answer")
+    return_token_strs: bool | None = Field(default=False, description="what the vocabulary calls the tokens, too")
+
+    @model_validator(mode="after")
+    def _prompt_or_messages(self) -> TokenizeRequest:
+        if (self.prompt is None) == (self.messages is None):
+            raise PydanticCustomError("only_one", "give 'prompt' or 'messages', one of them")
+        return self
+
+
+class DetokenizeRequest(ApiModel):
+    """Body of `POST /detokenize`."""
+
+    model: str | None = None
+    tokens: list[int]
+
+
+class DrainRequest(ApiModel):
+    """Body of `POST /admin/drain`; without a body, it drains."""
+
+    draining: bool = Field(default=True, description="false: take requests again")

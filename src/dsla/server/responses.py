@@ -140,7 +140,7 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    """Answer of `GET /health`."""
+    """Answer of `GET /health` and `GET /ready`."""
 
     status: Literal["ok"] = "ok"
 
@@ -160,8 +160,36 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
+class Tokenized(BaseModel):
+    """Answer of `POST /tokenize`; `token_strs` is there where it is asked for."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Detokenized(BaseModel):
+    """Answer of `POST /detokenize`."""
+
+    prompt: str
+
+
+class AdminEvents(BaseModel):
+    """Answer of `GET /admin/events`: the latest, oldest first; their `time` and `now` are seconds of the engine's clock."""
+
+    now: float
+    events: list[dict[str, Any]]
+
+
+class Cancelled(BaseModel):
+    """Answer of `POST /admin/cancel/ID`: the engine's names of what was ended."""
+
+    cancelled: list[str]
+
+
 class AdminState(BaseModel):
-    """Answer of `GET /admin/state` and `POST /admin/level`."""
+    """Answer of `GET /admin/state`, `POST /admin/level` and `POST /admin/drain`."""
 
     model: str
     stats: dict[str, Any]

@@ -69,7 +69,7 @@ class DrainingServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                log_level="warning",
+                log_config=None,
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=int(_DRAIN_SECONDS) + _ERROR_SECONDS,
@@ -83,6 +83,7 @@ class DrainingServer(uvicorn.Server):
         if self.should_exit:
             self._hurry = True
         else:
+            self._engine.drain()
             super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

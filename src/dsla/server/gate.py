@@ -1,0 +1,91 @@
+"""Who may ask what: keys for the API, and a key of its own, or this machine, for `/admin`."""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import SplitResult, urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from dsla.server.errors import ApiError
+from dsla.server.exchange import Exchange
+from dsla.server.keys import ADMIN, Keys
+
+OPEN = frozenset({"/health", "/ready"})
+"""Paths that need no key: probes have none."""
+
+_ADMIN_TOO = frozenset({"/metrics"})
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
+
+
+class Gate:
+    """ASGI middleware that lets requests through, or answers 401 or 403.
+
+    Args:
+        app: what is behind the gate.
+        keys: the keys.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        self._app, self._keys = app, keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request."""
+        if scope["type"] == "http" and scope["path"] not in OPEN:
+            try:
+                self._check(scope)
+            except ApiError as error:
+                await error.response()(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        headers, keys, for_admin = Headers(scope=scope), self._keys, is_admin(scope)
+        caller = keys.caller(headers.get("authorization"))
+        if not (keys.has_admin if for_admin else keys.has_api):
+            if for_admin and keys.has_api:
+                raise ApiError(403, "The admin API is off: start the server with an admin key", code="forbidden")
+            if for_admin:
+                _check_local(scope, headers)
+            return
+        if caller is None:
+            message = "No API key was given" if "authorization" not in headers else "Incorrect API key"
+            raise ApiError(401, f"{message}: send the header 'Authorization: Bearer KEY'", code="invalid_api_key")
+        if (caller == ADMIN) != for_admin and not (caller == ADMIN and scope["path"] in _ADMIN_TOO):
+            where = "the admin API needs the admin key" if for_admin else "the admin key opens /admin and /metrics only"
+            raise ApiError(403, f"This key is not for here: {where}", code="forbidden")
+        Exchange.of(scope).caller = caller
+
+
+def is_admin(scope: Scope) -> bool:
+    """Whether a request is for `/admin`."""
+    path: str = scope["path"]
+    return path == "/admin" or path.startswith("/admin/")
+
+
+def _check_local(scope: Scope, headers: Headers) -> None:
+    """Without keys `/admin` is for programs and people on this machine: not for those a proxy on it speaks for, nor for
+    pages of other sites in a browser on it, under whatever name these reach it.
+    """
+    host = _split(f"//{headers.get('host', '')}").hostname or ""
+    origin = headers.get("origin")
+    local = _is_loopback(scope["client"][0] if scope.get("client") else "") and _is_loopback(host)
+    if not local or any(name in headers for name in _FORWARDED):
+        raise ApiError(403, "The admin API answers to the server's own machine only", code="forbidden")
+    if origin is not None and _split(origin).netloc != headers.get("host"):
+        raise ApiError(403, "The admin API does not answer to pages of other sites", code="forbidden")
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
