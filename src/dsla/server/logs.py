@@ -79,7 +79,7 @@ class TextLines(_Lines):
         line = f"{clock} {record.levelname:<7} {' '.join(record.getMessage().split())}"
         error = self.error(record)
         if error:
-            line += f": {error['error']} in {error['place']}" + f": {error['reason']}" * ("reason" in error)
+            line += f": {error['error']} in {error['place']}" + (f": {error['reason']}" if "reason" in error else "")
         return line + f"\n{error['trace'].rstrip()}" if "trace" in error else line
 
 
@@ -90,11 +90,12 @@ def logging_to(stream: TextIO, form: str, level: str) -> Iterator[None]:
     Args:
         stream: where to.
         form: one of `FORMATS`.
-        level: one of `LEVELS`. Records of other packages below `warning` are left out.
+        level: one of `LEVELS`. Records of other packages below `warning` are left out at any level.
     """
     handler = logging.StreamHandler(stream)
     traces = level == "debug"
     handler.setFormatter(JsonLines(traces) if form == "json" else TextLines(traces))
+    handler.setLevel(level.upper())
     ours, root = logging.getLogger("dsla"), logging.getLogger()
     before = ours.level
     ours.setLevel(level.upper())

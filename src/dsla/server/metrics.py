@@ -7,7 +7,7 @@ is counted here but answers: all else is read from `AsyncEngine.stats` when some
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from typing import Any
@@ -114,7 +114,7 @@ class Metrics(Collector):
         self._engine, self._model = engine, model_name
         self._lock = threading.Lock()
         self._answers: Counter[tuple[str, str]] = Counter()
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -123,7 +123,7 @@ class Metrics(Collector):
         """Counts an answer: the template of its route, its HTTP status, and how long it took."""
         with self._lock:
             self._answers[route, str(status)] += 1
-            self._seconds[route] += seconds  # type: ignore[assignment]
+            self._seconds[route] += seconds
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The metrics in the format that an `Accept` header asks for, and its content type."""

@@ -37,8 +37,9 @@ class ServerSettings:
     def __post_init__(self) -> None:
         for name, keys in (("API key", self.api_keys), ("admin key", (self.admin_key,) if self.admin_key else ())):
             for place, key in enumerate(keys, 1):
-                if not key or not key.isascii() or not key.isprintable() or " " in key:
-                    raise ConfigError(f"{name} {place} must be printable ASCII characters without spaces, at least one")
+                if not key or not key.isascii() or not key.isprintable() or " " in key or "," in key:
+                    rule = "must be printable ASCII characters, without spaces and commas"
+                    raise ConfigError(f"{name} {place} {rule}; several in the environment are separated by spaces")
         if self.admin_key == "":
             raise ConfigError("the admin key is empty: leave it out, or give one")
         if self.admin_key in self.api_keys:
