@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dsla.cli.serve import summary
+from dsla.cli.serve_view import summary
 from dsla.engine import SamplingParams
 from dsla.errors import AdapterError, ConfigError, EngineError, ModelError
 from dsla.server import build

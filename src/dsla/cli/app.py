@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 VERBS = ("fetch", "order", "convert", "refine", "verify", "eval", "generate", "serve", "demo", "bench")
 """Each is a module `dsla.cli.<verb>` with a function of the same name, whose docstring is the verb's help, or with a
-`typer.Typer` of that name, where the verb has several commands.
+`typer.Typer` of that name, where the verb has several commands. A module may have `CONTEXT`, settings of Typer's context.
 
 Their modules import typer and errors at the top, and what is heavy inside the function: `dsla --help` reads every one.
 """
@@ -45,11 +45,12 @@ def build(verbs: Sequence[str] = VERBS) -> "typer.Typer":
         pass
 
     for verb in verbs:
-        found = getattr(import_module(f"dsla.cli.{verb}"), verb)
+        module = import_module(f"dsla.cli.{verb}")
+        found = getattr(module, verb)
         if isinstance(found, typer.Typer):
             app.add_typer(found, name=verb)
         else:
-            app.command(verb)(found)
+            app.command(verb, context_settings=getattr(module, "CONTEXT", None))(found)
     return app
 
 

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dsla import __version__
-from dsla.cli.sizes import format_bytes, parse_bytes
+from dsla.cli.serve_config import CONTEXT, read_config, show_config
+from dsla.cli.serve_view import access, summary
+from dsla.cli.sizes import parse_bytes
 from dsla.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dsla.engine import EngineConfig
-    from dsla.server.build import Service
+    import socket
 
-_LOCAL = ("127.0.0.1", "localhost", "::1")
+    from dsla.server.settings import ServerSettings
+
+__all__ = ["CONTEXT", "serve"]
+
+_HTTP = "Access and limits"
+_ABOUT = "Log and configuration"
 
 
 def serve(
+    context: typer.Context,
     model: Annotated[
-        str | None, typer.Argument(help="Model folder or hub name. Default: SmolLM2-135M-Instruct.")
+        str | None,
+        typer.Argument(help="Model folder or hub name. Default: SmolLM2-135M-Instruct.", envvar="DSLA_MODEL"),
     ] = None,
     adapter: Annotated[str | None, typer.Option(help="Adapter folder. Default: the shipped one of the model.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -70,19 +80,112 @@ def serve(
     slo_tpot: Annotated[
         float | None, typer.Option(help="Objective for the time between two tokens of a request, seconds, likewise.")
     ] = None,
+    api_keys: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--api-key",
+            help="Key that opens the API; repeatable. Others on this machine can see it: better in DSLA_API_KEYS or a file.",
+            rich_help_panel=_HTTP,
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        str | None,
+        typer.Option(help="File of further such keys, one a line; # begins a remark.", rich_help_panel=_HTTP),
+    ] = None,
+    admin_key: Annotated[
+        str | None,
+        typer.Option(
+            help="Key that opens /admin, from anywhere. Without keys, it is for this machine.", rich_help_panel=_HTTP
+        ),
+    ] = None,
+    no_auth: Annotated[
+        bool, typer.Option("--no-auth", help="Serve other machines without keys.", rich_help_panel=_HTTP)
+    ] = False,
+    cors_origins: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cors-origin",
+            help="Site whose pages may ask, as https://example.org, or * for all; repeatable. Default: none.",
+            rich_help_panel=_HTTP,
+        ),
+    ] = None,
+    max_body: Annotated[str, typer.Option(help="Bytes of a request, at most.", rich_help_panel=_HTTP)] = "8MiB",
+    max_answers: Annotated[
+        int,
+        typer.Option(help="Answers one request may ask for: prompts times n.", min=1, max=256, rich_help_panel=_HTTP),
+    ] = 256,
+    max_concurrent: Annotated[
+        int | None,
+        typer.Option(
+            help="Requests of one key (without keys: of all) that may be open at once; more are answered 429.",
+            min=1,
+            rich_help_panel=_HTTP,
+        ),
+    ] = None,
+    request_timeout: Annotated[
+        float, typer.Option(help="Seconds a request may take in all; 0: no bound.", min=0, rich_help_panel=_HTTP)
+    ] = 600.0,
+    log_format: Annotated[
+        str, typer.Option(help="text, or json: one object a line, on standard error.", rich_help_panel=_ABOUT)
+    ] = "text",
+    log_level: Annotated[
+        str,
+        typer.Option(
+            help="debug, info, warning or error; debug shows stack traces, which hold paths.", rich_help_panel=_ABOUT
+        ),
+    ] = "info",
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="YAML file of settings, named as the options: 'max-waiting: 8'.",
+            callback=read_config,
+            is_eager=True,
+            rich_help_panel=_ABOUT,
+        ),
+    ] = None,
+    print_config: Annotated[
+        bool,
+        typer.Option(
+            "--print-config", help="Show all settings and where they came from, and stop.", rich_help_panel=_ABOUT
+        ),
+    ] = False,
 ) -> None:
-    """Serve a model with OpenAI's API; its layers are converted while requests run."""
+    """Serve a model with OpenAI's API; its layers are converted while requests run.
+
+    Every option is also read from the environment, --max-waiting as DSLA_MAX_WAITING, and from the file of --config. Flags
+    win over the environment, and that over the file.
+    """
+    if print_config:
+        typer.echo(show_config(context, config))
+        return
     memory_bytes = parse_bytes(memory, "--memory") if memory is not None else None
     cache_bytes = parse_bytes(cache, "--cache", 0) if cache is not None else None
     park_bytes = parse_bytes(park, "--park", 0)
     if adaptive not in (None, "on", "off"):
         raise ConfigError(f"--adaptive must be on or off, found {adaptive!r}")
     try:
+        from dsla.server.keys import read_keys
+        from dsla.server.logs import FORMATS, LEVELS, logging_to
         from dsla.server.run import bind, server, url
+        from dsla.server.settings import ServerSettings
     except ModuleNotFoundError as error:
         raise ConfigError(f"dsla serve needs {error.name}: pip install 'dsla[serve]'") from None
+    for name, value, known in (("--log-format", log_format, FORMATS), ("--log-level", log_level, LEVELS)):
+        if value not in known:
+            raise ConfigError(f"{name} must be one of {', '.join(known)}, found {value!r}")
+    settings = ServerSettings(
+        api_keys=(*(api_keys or ()), *(read_keys(api_key_file) if api_key_file is not None else ())),
+        admin_key=admin_key,
+        max_body_bytes=parse_bytes(max_body, "--max-body"),
+        max_answers=max_answers,
+        max_concurrent=max_concurrent,
+        request_seconds=request_timeout or None,
+        cors_origins=tuple(cors_origins or ()),
+    )
 
-    with bind(host, port) as sock:
+    with bind(host, port) as sock, logging_to(sys.stderr, log_format, log_level):
+        local = _is_local(sock)
+        _check_keys(host, settings, local, no_auth)
         typer.echo(f"dsla {__version__}: loading {model or 'the default model'}")
         from dsla.engine import AsyncEngine
         from dsla.server.app import build_app
@@ -108,10 +211,8 @@ def serve(
                 slo_tpot=slo_tpot,
             )
         )
-        app = build_app(AsyncEngine(service.engine), service.tokenizer, service.model_name)
-        rows = summary(service)
-        if host not in _LOCAL:
-            rows.append(("warning", "reachable from other machines, without keys; /admin answers to this one only"))
+        app = build_app(AsyncEngine(service.engine), service.tokenizer, service.model_name, settings)
+        rows = [*summary(service), *access(settings, local)]
         width = max(len(name) for name, _ in rows)
         typer.echo("\n".join(f"  {name:<{width}}  {text}" for name, text in rows))
         typer.echo(f"Serving OpenAI's API on {url(sock)}/v1 (Ctrl-C stops)")
@@ -125,51 +226,17 @@ def _say_draining(requests: int) -> None:
         typer.echo(f"Finishing {requests} open request{'s' * (requests > 1)} (Ctrl-C again stops now)")
 
 
-def summary(service: Service) -> list[tuple[str, str]]:
-    """What a server runs with, resolved, as rows of a name and a text."""
-    import torch
-
-    from dsla.ops.cpu import native
-
-    engine = service.engine
-    decoder, arena, config = engine.decoder, engine.arena, engine.config
-    dtype = str(decoder.dtype).removeprefix("torch.")
-    top = len(decoder.order)
-    objectives = (("TTFT", service.policy.ttft_seconds), ("TPOT", service.policy.tpot_seconds))
-    if service.adapter is None:
-        adapter = "none ships with this model: every request gets full attention"
-    else:
-        size = format_bytes(service.adapter.nbytes)
-        states = ", bf16 states" * (decoder.state_dtype is torch.bfloat16)
-        adapter = f"{service.adapter.path.name}, {top} of {decoder.n_layers} layers, {size}{states}"
-    if not top:
-        levels = "0 only"
-    elif service.adaptive:
-        levels = f"0 ... {top}, adaptive: layers are converted when memory gets short"
-        levels += "".join(f", or {name} exceeds {seconds:g} s" for name, seconds in objectives if seconds is not None)
-    else:
-        levels = f"fixed at {config.level or 0} of 0 ... {top}, until set through /admin/level"
-    if top and not decoder.foldable:
-        levels += "; the adapter is not foldable: running requests keep their level"
-    kernels = "native kernels" if native(decoder.weights.norm.weight) else "PyTorch"
-    tokens = arena.budget_bytes // (decoder.kv_spec.bytes_per_token * decoder.n_layers)
-    return [
-        ("model", f"{service.model_name}, {decoder.n_layers} layers, {dtype}, context {decoder.max_tokens:,} tokens"),
-        ("adapter", adapter),
-        ("levels", levels),
-        ("weights", f"{format_bytes(decoder.nbytes)}{', int4' * decoder.int4}"),
-        ("memory", f"{format_bytes(arena.budget_bytes)} for requests: {tokens:,} tokens at level 0"),
-        ("reuse", _reuse(config)),
-        (
-            "steps",
-            f"{config.max_step_seconds:g} s or {config.max_step_tokens} tokens, {config.max_running} requests, "
-            f"pages of {arena.page_tokens} tokens",
-        ),
-        ("device", f"{decoder.device}, {torch.get_num_threads()} threads, {kernels}"),
-    ]
+def _is_local(sock: socket.socket) -> bool:
+    """Whether only this machine can reach what a socket is bound to."""
+    address = str(sock.getsockname()[0])
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
-def _reuse(config: EngineConfig) -> str:
-    kept = "all free memory" if config.cache_bytes is None else format_bytes(config.cache_bytes)
-    parked = f"; up to {format_bytes(config.park_bytes)} parked" if config.park_bytes else ""
-    return f"{kept if config.cache_bytes != 0 else 'no memory'} for prefixes of earlier requests{parked}"
+def _check_keys(host: str, settings: ServerSettings, local: bool, no_auth: bool) -> None:
+    if no_auth and settings.api_keys:
+        raise ConfigError("--no-auth and API keys exclude each other: give one of them")
+    if not local and not settings.api_keys and not no_auth:
+        raise ConfigError(
+            f"other machines can reach {host}, and there is no API key: give one with --api-key-file, DSLA_API_KEYS or "
+            "--api-key, or say --no-auth to serve everybody"
+        )
