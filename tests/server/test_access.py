@@ -153,10 +153,13 @@ def test_a_client_that_leaves_is_seen(served: Served, caplog: pytest.LogCaptureF
 @pytest.mark.anyio
 async def test_the_key_of_a_caller_is_named_and_not_written(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "dsla")
-    async with app_of(api_keys=("first", "second")) as (_, http):
+    async with app_of(api_keys=("first", "second"), admin_key="third") as (_, http):
         await http.get("/v1/models", headers={"authorization": "Bearer second", "x-request-id": "a"})
         assert line(caplog, "a")["caller"] == "key 2"
         await http.get("/v1/models", headers={"authorization": "Bearer wrong", "x-request-id": "b"})
         found = line(caplog, "b")
         assert (found["caller"], found["status"]) == ("anyone", 401)
+        await http.get("/admin/state", headers={"authorization": "Bearer first", "x-request-id": "c"})
+        found = line(caplog, "c")
+        assert (found["caller"], found["status"]) == ("key 1", 403)
     assert "second" not in caplog.text and "wrong" not in caplog.text

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dsla.server.errors import ApiError
-from dsla.server.exchange import Exchange
+from dsla.server.exchange import ANYONE, Exchange
 from dsla.server.keys import ADMIN, Keys
 
 OPEN = frozenset({"/health", "/ready"})
@@ -49,13 +49,13 @@ class Gate:
             if for_admin:
                 _check_local(scope, headers)
             return
+        Exchange.of(scope).caller = caller or ANYONE
         if caller is None:
             message = "No API key was given" if "authorization" not in headers else "Incorrect API key"
             raise ApiError(401, f"{message}: send the header 'Authorization: Bearer KEY'", code="invalid_api_key")
         if (caller == ADMIN) != for_admin and not (caller == ADMIN and scope["path"] in _ADMIN_TOO):
             where = "the admin API needs the admin key" if for_admin else "the admin key opens /admin and /metrics only"
             raise ApiError(403, f"This key is not for here: {where}", code="forbidden")
-        Exchange.of(scope).caller = caller
 
 
 def is_admin(scope: Scope) -> bool:
