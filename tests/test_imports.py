@@ -16,7 +16,7 @@ ROOT = Path(dsla.__file__).parent
 
 LAYERS = (
     ("errors",),
-    ("schema", "storage", "checkpoint", "from_gguf"),
+    ("schema", "storage", "checkpoint", "from_gguf", "client"),
     ("default_model",),
     ("hub",),
     ("ops",),

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dsla.bench.goodput import CANCELLED, DONE, FAILED, REJECTED, Outcome
 from dsla.bench.prompts import FIRST_TOKEN, prompt_tokens
 from dsla.bench.trace import TraceRequest
+from dsla.client import error_message, http_errors, key_headers, model_card, no_server, server_root, stream_events
 from dsla.errors import ConfigError
 
 if TYPE_CHECKING:
-    from httpx import AsyncClient, Response
+    from httpx import AsyncClient
 
 _REFUSALS = (429, 503)
 _WRONG_FIELD = (400, 422)
@@ -62,23 +62,19 @@ async def find_server(
     Raises:
         ConfigError: nothing answers there, it is no such server, it wants a key, or it refuses the request.
     """
-    base = url.rstrip("/").removesuffix("/v1")
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    base, headers = server_root(url), key_headers(api_key)
     async with _client(headers) as client:
         try:
             async with asyncio.timeout(timeout):
                 listed = await client.get(f"{base}/v1/models")
-                card = _card(listed, base, model)
+                card = model_card(listed, base, model)
                 name, limit = card["id"], card.get("max_model_len")
                 server = Server(base, name, limit if type(limit) is int else None, {}, headers)
                 return await _with_extras(client, server, vocabulary)
         except TimeoutError:
             raise ConfigError(f"the server at {base} did not answer within {timeout:g} s") from None
-        except _http_errors() as error:
-            why = str(error) or type(error).__name__
-            raise ConfigError(
-                f"no server answers at {base} ({why}): start one with `dsla serve`, or fix the URL"
-            ) from None
+        except http_errors() as error:
+            raise no_server(base, error) from None
 
 
 async def replay(
@@ -115,7 +111,7 @@ async def replay(
                 await answer.read(client, server, prompt)
         except TimeoutError:
             answer.end(FAILED, f"no whole answer within {timeout:g} s")
-        except _http_errors() as error:
+        except http_errors() as error:
             answer.end(FAILED, f"{type(error).__name__}: {error}")
         except asyncio.CancelledError:
             answer.end(CANCELLED)
@@ -150,9 +146,9 @@ class _Answer:
             if response.status_code != 200:
                 await response.aread()
                 refused = response.status_code in _REFUSALS
-                self.end(REJECTED if refused else FAILED, f"{response.status_code}: {_message(response)}")
+                self.end(REJECTED if refused else FAILED, f"{response.status_code}: {error_message(response)}")
                 return
-            async for event in _events(response):
+            async for event in stream_events(response):
                 if "error" in event:
                     self.end(FAILED, str(event["error"])[:200])
                     return
@@ -186,20 +182,6 @@ class _Answer:
         )
 
 
-async def _events(response: Response) -> AsyncIterator[dict[str, Any]]:
-    """Objects of a stream of server-sent events, until `[DONE]`."""
-    # Not `aiter_lines`, for which a line may end at characters that JSON texts hold as they are, such as U+2028.
-    rest = b""
-    async for chunk in response.aiter_bytes():
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            if line.startswith(b"data:"):
-                data = line[5:].strip()
-                if data == b"[DONE]":
-                    return
-                yield json.loads(data)
-
-
 async def _with_extras(client: AsyncClient, server: Server, vocabulary: int) -> Server:
     """The server with the fields it takes.
 
@@ -214,7 +196,7 @@ async def _with_extras(client: AsyncClient, server: Server, vocabulary: int) -> 
             return asked
         if response.status_code not in _WRONG_FIELD:
             break
-    what = f"{response.status_code}: {_message(response)}"
+    what = f"{response.status_code}: {error_message(response)}"
     raise ConfigError(
         f"{server.url}/v1/completions refuses a request of token ids up to {vocabulary - 1} ({what}): "
         "give --model, --api-key or a smaller --vocabulary"
@@ -226,39 +208,8 @@ def _body(server: Server, prompt: list[int], max_tokens: int) -> dict[str, Any]:
     return fixed | server.extras
 
 
-def _card(listed: Response, base: str, model: str | None) -> dict[str, Any]:
-    """The model asked for, or the first, as `/v1/models` lists it."""
-    if listed.status_code in (401, 403):
-        raise ConfigError(f"the server at {base} wants a key: give it with --api-key")
-    try:
-        cards = [card for card in listed.json()["data"] if isinstance(card["id"], str)]
-    except (ValueError, KeyError, TypeError):
-        if model is not None:
-            return {"id": model}
-        what = f"its /v1/models answers {listed.status_code}"
-        raise ConfigError(f"{base} is no server with OpenAI's API ({what}): fix the URL, or give --model") from None
-    found = next((card for card in cards if model in (None, card["id"])), None)
-    if found is None:
-        names = ", ".join(card["id"] for card in cards) or "none"
-        raise ConfigError(f"the server at {base} has the models {names}; --model asks for {model or 'any'}")
-    return dict(found)
-
-
-def _message(response: Response) -> str:
-    try:
-        return str(response.json()["error"]["message"])[:200]
-    except (ValueError, KeyError, TypeError):
-        return response.text[:200]
-
-
 def _client(headers: dict[str, str]) -> AsyncClient:
     import httpx
 
     # As many connections as there are open requests, and no limits but the caller's on how long they take.
     return httpx.AsyncClient(headers=headers, timeout=None, limits=httpx.Limits(max_connections=None))
-
-
-def _http_errors() -> tuple[type[Exception], ...]:
-    import httpx
-
-    return (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, json.JSONDecodeError)
