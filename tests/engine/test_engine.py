@@ -10,7 +10,7 @@ import torch
 from dsla.engine import EngineConfig, SamplingParams
 from dsla.errors import BusyError, EngineError, RequestError
 from dsla.mixers import DslaConfig
-from tests.engine.tiny import ORDER, assert_as_reference, random_prompt, tiny_decoder, tiny_engine
+from tests.engine.tiny import ORDER, FakeClock, assert_as_reference, random_prompt, tiny_decoder, tiny_engine
 
 GREEDY = SamplingParams(max_tokens=12, ignore_eos=True)
 PROMPTS = {name: random_prompt(n, seed) for seed, (name, n) in enumerate({"a": 1, "b": 7, "c": 23, "d": 40}.items())}
@@ -257,3 +257,18 @@ def test_budget_that_holds_no_request_is_refused_with_the_least_that_does(
     with pytest.raises(EngineError, match=f"give at least {least * page:,}"):
         tiny_engine(units=units, level=level)
     tiny_engine(units=least, level=level)
+
+
+def test_stats_tell_ages_and_recent_latencies() -> None:
+    clock = FakeClock()
+    engine = tiny_engine(clock=clock)
+    clock.now = 100.0
+    engine.add_request([1, 2, 3], SamplingParams(max_tokens=4, ignore_eos=True))
+    assert engine.stats()["ttft_seconds"] is None
+    for seconds in (2.0, 0.5, 0.25):
+        clock.now += seconds
+        engine.step()
+    stats = engine.stats()
+    assert (stats["now"], stats["requests"][0]["age_seconds"]) == (102.75, 2.75)
+    assert stats["ttft_seconds"] == {"p50": 2.0, "p90": 2.0, "p99": 2.0}
+    assert stats["tpot_seconds"] == {"p50": 0.25, "p90": 0.5, "p99": 0.5}

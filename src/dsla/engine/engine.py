@@ -307,7 +307,7 @@ class Engine:
         return outputs
 
     def stats(self) -> dict[str, Any]:
-        """Memory, queue, levels, speed and events, as plain data.
+        """Memory, queue, levels, speed, latencies and events, as plain data; times in seconds, those of events as `now`.
 
         May be called from any thread; figures may then be of two neighbouring moments.
         """
@@ -330,6 +330,7 @@ class Engine:
                 {
                     "id": request.id,
                     "status": request.status.value,
+                    "age_seconds": now - request.accepted_at,
                     "level": request.level,
                     "levels": [list(entry) for entry in request.levels],
                     "prompt_tokens": len(request.prompt),
@@ -339,6 +340,7 @@ class Engine:
                 }
                 for request in requests
             ],
+            **self._load.latencies(),
             **self._log.summary(now),
         }
 

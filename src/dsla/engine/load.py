@@ -19,6 +19,8 @@ from dsla.errors import EngineError
 _SAMPLE = 64
 """Queued prompts whose time is predicted one by one; that of the others is taken to be alike, by their tokens."""
 
+_QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+
 
 class Load:
     """Measures the load.
@@ -69,6 +71,14 @@ class Load:
         self._log.time("e2e", max(request.last_token_at - request.accepted_at, 0.0))
         if tokens > 1:
             self._log.time("tpot", max(request.last_token_at - request.first_token_at, 0.0) / (tokens - 1))
+
+    def latencies(self) -> dict[str, dict[str, float] | None]:
+        """Quantiles of recent times to first token and from token to token, seconds; None where none was seen of late.
+
+        May be called from any thread.
+        """
+        now = self._clock()
+        return {"ttft_seconds": _quantiles(self._ttft, now), "tpot_seconds": _quantiles(self._tpot, now)}
 
     def signals(self) -> Signals:
         """The load now."""
@@ -138,3 +148,8 @@ class Load:
             ),
             fold_seconds_per_layer=0.0 if cost is None else cost.fold_seconds(request.computed) * ratio,
         )
+
+
+def _quantiles(values: Recent, now: float) -> dict[str, float] | None:
+    found = {name: values.quantile(now, share) for name, share in _QUANTILES.items()}
+    return {name: value for name, value in found.items() if value is not None} or None

@@ -25,7 +25,7 @@ class Recent:
     def quantile(self, now: float, share: float = 0.9) -> float | None:
         """The least value that a `share` of those in the window do not exceed; None if there is none.
 
-        Values from a time after `now`, which a clock that jumped back has left, do not count.
+        Values from a time after `now`, which a clock that jumped back has left, do not count. May be called from any thread.
         """
-        values = sorted(value for time, value in self._values if now - self._window <= time <= now)
+        values = sorted(value for time, value in tuple(self._values) if now - self._window <= time <= now)
         return values[max(math.ceil(share * len(values)), 1) - 1] if values else None
