@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dsla.checkpoint import weight_files, weights_sha256
-from dsla.default_model import SMOLLM2, install
+from dsla.default_model import SMOLLM2, damage, install
 from dsla.errors import ModelError
 from dsla.storage import write_json
 
@@ -44,6 +44,14 @@ def cache_dir() -> Path:
         return Path(home).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "dsla"
+
+
+def must_fetch(name: str | Path | None) -> str | None:
+    """Why `resolve_model` would fetch the default model first, as `config.json is missing`; None where it would not, or another
+    model is meant."""
+    if name is not None and str(name) != DEFAULT_MODEL:
+        return None
+    return damage(cache_dir() / "models" / DEFAULT_MODEL)
 
 
 def resolve_model(name: str | Path | None = None, check: Callable[[Path], object] | None = None) -> Path:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dsla.engine import threads
-from dsla.engine.threads import best_threads, candidates, fastest
+from dsla.engine.threads import best_threads, bounds, fastest
 from tests.engine.tiny import tiny_decoder
 
 
@@ -27,7 +27,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_candidates_are_one_physical_and_logical_cores(machine: Path) -> None:
-    assert candidates() == (1, 4, 8)
+    assert bounds().candidates == (1, 4, 8)
 
 
 @pytest.mark.parametrize(("usable", "found"), [({0, 4}, (1, 2)), ({0, 1, 2}, (1, 3)), ({5}, (1,))], ids=str)
@@ -35,7 +35,7 @@ def test_affinity_is_respected(
     machine: Path, monkeypatch: pytest.MonkeyPatch, usable: set[int], found: tuple[int, ...]
 ) -> None:
     monkeypatch.setattr(threads, "_usable", lambda: usable)
-    assert candidates() == found
+    assert bounds().candidates == found
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_omp_num_threads_bounds(
     machine: Path, monkeypatch: pytest.MonkeyPatch, variable: str, found: tuple[int, ...]
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", variable)
-    assert candidates() == found
+    assert bounds().candidates == found
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,12 @@ def test_omp_num_threads_bounds(
 )
 def test_the_quota_of_a_container_bounds(machine: Path, quota: str, found: tuple[int, ...]) -> None:
     (machine / "cpu.max").write_text(quota + "\n")
-    assert candidates() == found
+    assert bounds().candidates == found
 
 
 def test_without_topology_every_core_counts(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "_TOPOLOGY", machine / "none")
-    assert candidates() == (1, 8)
+    assert bounds().candidates == (1, 8)
 
 
 def test_the_fastest_wins_and_noise_does_not() -> None:
@@ -95,3 +95,9 @@ def test_one_candidate_needs_no_measuring(machine: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(threads, "_usable", lambda: {3})
     monkeypatch.setattr(threads, "_measure", lambda decoder, numbers: pytest.fail("measured"))
     assert best_threads(tiny_decoder()) == 1
+
+
+def test_bounds_say_what_they_are(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (machine / "cpu.max").write_text("250000 100000\n")
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert bounds() == threads.Bounds(logical=8, physical=4, variable=5, quota=3)

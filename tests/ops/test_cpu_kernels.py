@@ -409,3 +409,9 @@ def test_a_compiler_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyP
     with pytest.raises(KernelError, match="no-such-flag"):
         build.library()
     assert not list((tmp_path / "kernels").iterdir())
+
+
+def test_instructions_are_those_that_the_compiler_may_use() -> None:
+    macros = "#define __AVX2__ 1\n#define __AVX512F__ 1\n#define __AVX512VNNI__ 1\n#define __AMX_TILE__ 1\n"
+    assert build.Compiler("g++", macros).instructions == ("AVX2", "AVX-512")
+    assert "AVX-512 VNNI" in build.Compiler("g++", macros + "#define __AVX512BW__ 1\n").instructions

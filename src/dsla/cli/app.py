@@ -12,7 +12,9 @@ from dsla.errors import DslaError
 if TYPE_CHECKING:
     import typer
 
-VERBS = ("fetch", "order", "convert", "refine", "verify", "eval", "generate", "serve", "demo", "bench")
+VERBS = (
+    "fetch", "order", "convert", "refine", "verify", "eval", "generate", "serve", "demo", "bench", "doctor",
+)  # fmt: skip
 """Each is a module `dsla.cli.<verb>` with a function of the same name, whose docstring is the verb's help, or with a
 `typer.Typer` of that name, where the verb has several commands. A module may have `CONTEXT`, settings of Typer's context.
 

@@ -34,7 +34,7 @@ def facts_of(decoder: PackedDecoder) -> dict[str, Any]:
     return {
         "dsla": __version__,
         "torch": torch.__version__,
-        "processor": _processor(),
+        "processor": processor(),
         "device": torch.cuda.get_device_name(decoder.device) if decoder.device.type == "cuda" else str(decoder.device),
         "sources": _sources(),
         "kernels": {"tiles": kernels.tiles} if kernels else None,
@@ -83,7 +83,8 @@ def remembered(
     return found
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Architecture and name of the processor."""
     try:
         lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ def best_threads(decoder: PackedDecoder) -> int:
     Args:
         decoder: the model. PyTorch's number of threads is as before afterwards.
     """
-    found = candidates()
+    found = bounds().candidates
     if decoder.device.type != "cpu":
         return torch.get_num_threads()
     if len(found) == 1:
@@ -45,19 +46,37 @@ def best_threads(decoder: PackedDecoder) -> int:
     return remembered("threads", facts, lambda: _measure(decoder, found), int, lambda data: _restore(data, found))
 
 
-def candidates() -> tuple[int, ...]:
-    """Numbers of threads worth trying here, least first."""
+@dataclass(frozen=True)
+class Bounds:
+    """What bounds the number of threads here.
+
+    Attributes:
+        logical: logical cores that this process may use.
+        physical: physical cores among them.
+        variable: what `OMP_NUM_THREADS` asks for; None = it is not set, or to no number.
+        quota: cores' worth of time that the control group grants; None = there is no quota.
+    """
+
+    logical: int
+    physical: int
+    variable: int | None
+    quota: int | None
+
+    @property
+    def most(self) -> int:
+        """The most threads worth trying."""
+        return min(bound for bound in (self.logical, self.variable, self.quota) if bound is not None)
+
+    @property
+    def candidates(self) -> tuple[int, ...]:
+        """Numbers of threads worth trying, least first."""
+        return tuple(sorted({1, min(self.physical, self.most), self.most}))
+
+
+def bounds() -> Bounds:
+    """What bounds the number of threads of this process."""
     usable = _usable()
-    most = len(usable)
-    limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    if limit.isdecimal() and int(limit):
-        most = min(most, int(limit))
-    try:
-        quota, period = _QUOTA.read_text().split()
-        most = min(most, max(math.ceil(int(quota) / int(period)), 1))
-    except (OSError, ValueError):
-        _log.debug("no quota of processor time")  # there is no such file, or it says `max`
-    return tuple(sorted({1, min(_physical(usable), most), most}))
+    return Bounds(len(usable), _physical(usable), _variable(), _quota())
 
 
 def _usable() -> set[int]:
@@ -72,6 +91,20 @@ def _physical(usable: set[int]) -> int:
         return len({(_TOPOLOGY / f"cpu{i}/topology/thread_siblings_list").read_text().strip() for i in usable})
     except OSError:
         return len(usable)
+
+
+def _variable() -> int | None:
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(first) if first.isdecimal() and int(first) else None
+
+
+def _quota() -> int | None:
+    try:
+        quota, period = _QUOTA.read_text().split()
+        return max(math.ceil(int(quota) / int(period)), 1)
+    except (OSError, ValueError):
+        _log.debug("no quota of processor time")  # there is no such file, or it says `max`
+        return None
 
 
 def _measure(decoder: PackedDecoder, numbers: tuple[int, ...]) -> int:

@@ -58,13 +58,30 @@ class PageTable(Protocol):
 @cache
 def kernels() -> Kernels | None:
     """The kernels, or None where they cannot be had (a warning says why) or `DSLA_KERNELS=off` is set."""
-    if os.environ.get("DSLA_KERNELS") == "off":
+    if setting() == "off":
         return None
     try:
-        return Kernels(ctypes.CDLL(str(library())))
-    except (KernelError, OSError) as error:
+        return load_kernels()
+    except KernelError as error:
         _log.warning("CPU kernels are off, PyTorch computes instead: %s", error)
         return None
+
+
+def load_kernels() -> Kernels:
+    """The kernels, whatever the user has set; compiled now if this machine has not done so yet.
+
+    Raises:
+        KernelError: they cannot be had.
+    """
+    try:
+        return Kernels(ctypes.CDLL(str(library())))
+    except OSError as error:
+        raise KernelError(str(error)) from None
+
+
+def setting() -> str | None:
+    """What the user has set for the kernels: `off`, `vectors` (no tile registers), or None: all that there is."""
+    return os.environ.get("DSLA_KERNELS")
 
 
 def native(x: Tensor) -> Kernels | None:
