@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dsla.errors import ConfigError, EngineError
+from dsla.cli.prompts import chat_tokens
+from dsla.errors import EngineError
 
 if TYPE_CHECKING:
     from dsla.server.build import Service
@@ -42,14 +43,11 @@ def prompt_tokens(tokenizer: Any, prompt: str, raw: bool) -> list[int]:
     """Token ids of a prompt, as a chat of one message or (`raw`) as it is.
 
     Raises:
-        ConfigError: the model has no chat template.
+        ConfigError: the model has no chat template, or it refuses the message.
     """
     if not raw:
-        if not tokenizer.chat_template:
-            raise ConfigError("this model has no chat template: use --raw")
-        turns = [{"role": "user", "content": prompt}]
-        prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    tokens: list[int] = tokenizer(prompt, add_special_tokens=raw)["input_ids"]
+        return chat_tokens(tokenizer, [{"role": "user", "content": prompt}])
+    tokens: list[int] = tokenizer(prompt)["input_ids"]
     return tokens
 
 
