@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import typer
 
 VERBS = (
-    "fetch", "order", "convert", "refine", "verify", "eval", "generate", "serve", "demo", "bench", "doctor", "chat",
+    "fetch", "order", "convert", "refine", "verify", "eval", "generate", "serve", "demo", "bench", "doctor", "chat", "top",
 )  # fmt: skip
 """Each is a module `dsla.cli.<verb>` with a function of the same name, whose docstring is the verb's help, or with a
 `typer.Typer` of that name, where the verb has several commands. A module may have `CONTEXT`, settings of Typer's context.
