@@ -187,6 +187,7 @@ def serve(
         local = _is_local(sock)
         _check_keys(host, settings, local, no_auth)
         typer.echo(f"dsla {__version__}: loading {model or 'the default model'}")
+        from dsla.cli.status_line import status_line
         from dsla.engine import AsyncEngine
         from dsla.server.app import build_app
         from dsla.server.build import EngineSettings, build_engine
@@ -216,7 +217,7 @@ def serve(
         width = max(len(name) for name, _ in rows)
         typer.echo("\n".join(f"  {name:<{width}}  {text}" for name, text in rows))
         typer.echo(f"Serving OpenAI's API on {url(sock)}/v1 (Ctrl-C stops)")
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt), status_line(app.state.engine):
             server(app, _say_draining).run(sockets=[sock])
         typer.echo("Stopped")
 
