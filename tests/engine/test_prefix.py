@@ -100,6 +100,19 @@ def test_what_is_held_at_a_level_that_memory_does_not_bear_to_the_end_is_left_al
     assert_as_reference(engine, "b", longer)
 
 
+@pytest.mark.parametrize("level", [0, 2])
+def test_a_request_that_was_sent_back_in_its_prompt_does_not_count_its_own_work_as_that_of_others(level: int) -> None:
+    engine = tiny_engine(level=level, max_step_tokens=9)
+    engine.add_request(LONG, GREEDY, request_id="a")
+    for _ in range(5):
+        engine.step()
+    engine._preempt(engine._requests["a"], 0.0)
+    engine.run()
+    assert engine.stats()["prompt_tokens"] == 90, "what it had computed was found again"
+    assert engine.final["a"].cached_tokens == 0
+    assert_as_reference(engine, "a", LONG)
+
+
 def test_at_level_0_any_beginning_serves() -> None:
     engine = tiny_engine(level=0)
     run(engine, "a", LONG)

@@ -183,7 +183,7 @@ def serve(
         cors_origins=tuple(cors_origins or ()),
     )
 
-    with bind(host, port) as sock, logging_to(sys.stderr, log_format, log_level):
+    with bind(host, port) as sock:
         local = _is_local(sock)
         _check_keys(host, settings, local, no_auth)
         typer.echo(f"dsla {__version__}: loading {model or 'the default model'}")
@@ -192,32 +192,38 @@ def serve(
         from dsla.server.app import build_app
         from dsla.server.build import EngineSettings, build_engine
 
-        service = build_engine(
-            EngineSettings(
-                model=model,
-                adapter=adapter,
-                memory_bytes=memory_bytes,
-                level=level,
-                adaptive=None if adaptive is None else adaptive == "on",
-                page_tokens=page_tokens,
-                max_step_tokens=max_step_tokens,
-                max_step_seconds=max_step_seconds,
-                cache_bytes=cache_bytes,
-                park_bytes=park_bytes,
-                max_waiting=max_waiting,
-                weights=weights,
-                state_dtype=state_dtype,
-                threads=threads,
-                slo_ttft=slo_ttft,
-                slo_tpot=slo_tpot,
+        with logging_to(sys.stderr, log_format, log_level):
+            service = build_engine(
+                EngineSettings(
+                    model=model,
+                    adapter=adapter,
+                    memory_bytes=memory_bytes,
+                    level=level,
+                    adaptive=None if adaptive is None else adaptive == "on",
+                    page_tokens=page_tokens,
+                    max_step_tokens=max_step_tokens,
+                    max_step_seconds=max_step_seconds,
+                    cache_bytes=cache_bytes,
+                    park_bytes=park_bytes,
+                    max_waiting=max_waiting,
+                    weights=weights,
+                    state_dtype=state_dtype,
+                    threads=threads,
+                    slo_ttft=slo_ttft,
+                    slo_tpot=slo_tpot,
+                )
             )
-        )
-        app = build_app(AsyncEngine(service.engine), service.tokenizer, service.model_name, settings)
+            app = build_app(AsyncEngine(service.engine), service.tokenizer, service.model_name, settings)
         rows = [*summary(service), *access(settings, local)]
         width = max(len(name) for name, _ in rows)
         typer.echo("\n".join(f"  {name:<{width}}  {text}" for name, text in rows))
         typer.echo(f"Serving OpenAI's API on {url(sock)}/v1 (Ctrl-C stops)")
-        with contextlib.suppress(KeyboardInterrupt), status_line(app.state.engine):
+        # On a terminal the status line takes over stderr, so that the log stands above it.
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            status_line(app.state.engine),
+            logging_to(sys.stderr, log_format, log_level),
+        ):
             server(app, _say_draining).run(sockets=[sock])
         typer.echo("Stopped")
 

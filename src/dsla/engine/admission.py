@@ -169,7 +169,8 @@ class Admission:
             request.memory = self._empty(level)
         else:
             self._go_on(request, *found)
-            request.cached_tokens = request.computed
+            if request.started_at is None:  # later, what is found is its own work
+                request.cached_tokens = request.computed
             if level > held:
                 request.goal = Goal(level, "start")
         return True
