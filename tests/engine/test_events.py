@@ -39,6 +39,20 @@ def test_the_latest_events_are_kept_and_all_are_counted() -> None:
     assert found["conversions"] == {"memory": 10}
 
 
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [(0, ["r2", "r3", "r4"]), (1, ["r2", "r3", "r4"]), (3, ["r3", "r4"]), (5, []), (6, ["r2", "r3", "r4"])],
+    ids=str,
+)
+def test_events_that_are_known_can_be_left_out(after: int, expected: list[str]) -> None:
+    log = EventLog(3)
+    for i in range(5):
+        log.add(Event(float(i), "start", f"r{i}", "admitted"))
+    found = log.summary(5.0, after)
+    assert found["event_count"] == 5
+    assert [event["request_id"] for event in found["events"]] == expected
+
+
 def test_preemptions_are_counted_by_what_became_of_the_request() -> None:
     log = EventLog(1)
     for reason in ("parked", "parked", "to be replayed"):

@@ -64,6 +64,7 @@ class Arena:
         block = Layout({name: spec.shape for name, spec in slot.fixed.items()}, slot.fixed) if slot else None
         self.page_tokens, self.page_bytes, self.poison = page_tokens, page.nbytes, poison
         self.slot_units = -(-block.nbytes // page.nbytes) if block else 1
+        self._window_bytes = slot.window_bytes if slot else 0
         self.n_units = max(budget_bytes, 0) // page.nbytes
         self.device = torch.device(device)
         try:
@@ -102,6 +103,11 @@ class Arena:
     def state_bytes(self) -> int:
         """Bytes of the live slots."""
         return self._live_slots * self.slot_units * self.page_bytes
+
+    @property
+    def window_bytes(self) -> int:
+        """Bytes of those that hold windows and sinks; the rest of them are states, and what slots are rounded up by."""
+        return self._live_slots * self._window_bytes
 
     @property
     def kept_bytes(self) -> int:

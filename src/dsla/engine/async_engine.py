@@ -149,9 +149,9 @@ class AsyncEngine:
         self.engine.check_level(level)
         self._ask(lambda: self.engine.set_level(level))
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self, events_after: int = 0) -> dict[str, Any]:
         """As `Engine.stats`, with `healthy` and `state`."""
-        return {**self.engine.stats(), "healthy": self.healthy, "state": self.state}
+        return {**self.engine.stats(events_after), "healthy": self.healthy, "state": self.state}
 
     def close(self) -> None:
         """Ends the thread after the step in hand; open requests get an `abort`."""

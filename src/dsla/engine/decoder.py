@@ -185,8 +185,12 @@ class PackedDecoder:
     @property
     def nbytes(self) -> int:
         """Bytes of weights and adapter in memory."""
-        mixers = (p for mixer in self.mixers.values() for p in mixer.parameters())
-        return self.weights.nbytes + sum(p.numel() * p.element_size() for p in mixers)
+        return self.weights.nbytes + self.adapter_nbytes
+
+    @property
+    def adapter_nbytes(self) -> int:
+        """Bytes of what all levels together add to the weights."""
+        return sum(p.numel() * p.element_size() for mixer in self.mixers.values() for p in mixer.parameters())
 
     def arena(self, budget_bytes: int, page_tokens: int = 16, poison: bool = False) -> Arena:
         """An arena for this model's requests.

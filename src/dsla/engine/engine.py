@@ -306,17 +306,25 @@ class Engine:
         outputs, self._outputs = self._outputs, []
         return outputs
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self, events_after: int = 0) -> dict[str, Any]:
         """Memory, queue, levels, speed, latencies and events, as plain data; times in seconds, those of events as `now`.
 
         May be called from any thread; figures may then be of two neighbouring moments.
+
+        Args:
+            events_after: leave out so many events, the oldest of all that ever were: `event_count` of an earlier answer.
         """
         now = self._clock()
         requests = list(self._requests.values())
         return {
+            "weights_bytes": self.decoder.weights.nbytes,
+            "adapter_bytes": self.decoder.adapter_nbytes,
+            "layers": self.decoder.n_layers,
+            "order": list(self.decoder.order),
             "budget_bytes": self.arena.budget_bytes,
             "kv_bytes": self.arena.kv_bytes,
             "state_bytes": self.arena.state_bytes,
+            "window_bytes": self.arena.window_bytes,
             "free_bytes": self.arena.free_units * self.arena.page_bytes,
             "cached_bytes": self.arena.kept_bytes,
             "parked_bytes": self.parked_bytes,
@@ -324,6 +332,7 @@ class Engine:
             "running": sum(request.status is Status.RUNNING for request in requests),
             "waiting": sum(request.status is Status.WAITING for request in requests),
             "max_level": self._levels.max_level,
+            "adaptive": self._levels.adaptive,
             "level": self._levels.forced,
             "new_level": self._levels.new_level if self._levels.forced is None else self._levels.forced,
             "requests": [
@@ -337,12 +346,20 @@ class Engine:
                     "computed_tokens": request.computed,
                     "completion_tokens": len(request.output),
                     "cached_tokens": request.cached_tokens,
+                    "max_tokens": request.max_tokens,
+                    "converted": list(self.decoder.order[: request.level]),
+                    "memory_bytes": self._memory_bytes(request),
                 }
                 for request in requests
             ],
             **self._load.latencies(),
-            **self._log.summary(now),
+            **self._log.summary(now, events_after),
         }
+
+    def _memory_bytes(self, request: Request) -> int:
+        """Bytes of the budget that a request holds; what it shares with others counts for each."""
+        memory = request.memory
+        return 0 if memory is None else memory.units * self.arena.page_bytes
 
     def _refuse_if_full(self) -> None:
         if len(self._scheduler.waiting) >= self.config.max_waiting:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 from dsla.engine.histogram import Histogram
@@ -88,6 +89,7 @@ class EventLog:
     def __init__(self, size: int) -> None:
         self._lock = threading.Lock()
         self._events: deque[Event] = deque(maxlen=size)
+        self._count = 0
         self._steps: deque[tuple[float, int, int]] = deque(maxlen=_MOST_STEPS)
         self.conversions: Counter[str] = Counter()
         self.finished: Counter[str] = Counter()
@@ -100,6 +102,7 @@ class EventLog:
         """Keeps an event; a rise of a running request's level counts as so many conversions."""
         with self._lock:
             self._events.append(event)
+            self._count += 1
             if event.kind == "level" and event.to_level is not None and event.from_level is not None:
                 self.conversions[event.reason] += event.to_level - event.from_level
             if event.kind == "preempt":
@@ -127,12 +130,20 @@ class EventLog:
             self._steps.append((start, prompt_tokens, generated_tokens))
             self._forget(start)
 
-    def summary(self, now: float) -> dict[str, Any]:
-        """Totals, rates over the last seconds, and the events, as plain data."""
-        with self._lock:
-            return self._summary(now)
+    def summary(self, now: float, events_after: int = 0) -> dict[str, Any]:
+        """Totals, rates over the last seconds, and the events, as plain data.
 
-    def _summary(self, now: float) -> dict[str, Any]:
+        Args:
+            now: seconds.
+            events_after: leave out so many events, the oldest of all that ever were; where there were not as many, the
+                number is of another log, and none is left out.
+        """
+        with self._lock:
+            return self._summary(now, events_after)
+
+    def _summary(self, now: float, events_after: int) -> dict[str, Any]:
+        gone = self._count - len(self._events)
+        known = max(events_after - gone, 0) if events_after <= self._count else 0
         self._forget(now)
         seconds = max(now - self._steps[0][0], 1e-3) if self._steps else 1.0
         return {
@@ -148,7 +159,8 @@ class EventLog:
             "asked_tokens": self.asked_tokens,
             "cached_tokens": self.cached_tokens,
             "times": {name: times.summary() for name, times in self._times.items()},
-            "events": [asdict(event) for event in self._events],
+            "event_count": self._count,
+            "events": [asdict(event) for event in islice(self._events, known, None)],
         }
 
     def _forget(self, now: float) -> None:

@@ -67,6 +67,11 @@ class LevelControl:
         return self._rules.forced
 
     @property
+    def adaptive(self) -> bool:
+        """Whether there is a policy, which decides where no level is forced."""
+        return self._policy is not None
+
+    @property
     def new_level(self) -> int:
         """Level new requests start at under the policy."""
         return self._rules.new_level

@@ -49,6 +49,11 @@ class StateSpec:
     def fixed_bytes(self) -> int:
         return sum(spec.nbytes for spec in self.fixed.values())
 
+    @property
+    def window_bytes(self) -> int:
+        """Bytes of the fixed tensors that keep keys and values as they are: window and sinks, all but `states`."""
+        return sum(spec.nbytes for name, spec in self.fixed.items() if name != "states")
+
     def zeros(self, n: int, device: torch.device | str = "cpu") -> Memory:
         """Empty memory of `n` requests: every fixed tensor as zeros `[n, *shape]`."""
         return {name: torch.zeros(n, *spec.shape, dtype=spec.dtype, device=device) for name, spec in self.fixed.items()}

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Query
 
 from dsla.engine import AsyncEngine
 from dsla.errors import EngineError
 from dsla.server.errors import ApiError, unavailable
 from dsla.server.protocol import DrainRequest, LevelRequest
 from dsla.server.responses import AdminEvents, AdminState, Cancelled
+
+EventsAfter = Annotated[
+    int, Query(ge=0, description="leave out so many events, the oldest of all: event_count of an earlier answer")
+]
 
 
 def admin_routes(engine: AsyncEngine, model_name: str) -> APIRouter:
@@ -21,13 +27,13 @@ def admin_routes(engine: AsyncEngine, model_name: str) -> APIRouter:
     router = APIRouter(prefix="/admin")
 
     @router.get("/state")
-    async def state() -> AdminState:
-        return AdminState(model=model_name, stats=engine.stats())
+    async def state(events_after: EventsAfter = 0) -> AdminState:
+        return AdminState(model=model_name, stats=engine.stats(events_after))
 
     @router.get("/events")
-    async def events() -> AdminEvents:
-        stats = engine.stats()
-        return AdminEvents(now=stats["now"], events=stats["events"])
+    async def events(events_after: EventsAfter = 0) -> AdminEvents:
+        stats = engine.stats(events_after)
+        return AdminEvents(now=stats["now"], event_count=stats["event_count"], events=stats["events"])
 
     @router.post("/level")
     def level(body: LevelRequest) -> AdminState:

@@ -176,9 +176,13 @@ class Detokenized(BaseModel):
 
 
 class AdminEvents(BaseModel):
-    """Answer of `GET /admin/events`: the latest, oldest first; their `time` and `now` are seconds of the engine's clock."""
+    """Answer of `GET /admin/events`: the latest, oldest first; their `time` and `now` are seconds of the engine's clock.
+
+    `event_count` counts all there ever were.
+    """
 
     now: float
+    event_count: int
     events: list[dict[str, Any]]
 
 
