@@ -140,6 +140,7 @@ def test_bad_fields_of_both(
         ({"max_completion_tokens": 0}, "max_completion_tokens", "invalid_value"),
         ({"max_completion_tokens": 2, "max_tokens": 2}, None, "invalid_value"),
         ({"stream_options": {"include_usage": True}}, None, "invalid_value"),
+        ({"dsla": {"stream_levels": True}}, None, "invalid_value"),
         ({"echo": True}, "echo", "unknown_parameter"),
     ],
     ids=lambda value: str(value)[:80] if isinstance(value, dict) else "",

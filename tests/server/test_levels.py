@@ -68,6 +68,25 @@ def test_level_rises_while_a_stream_runs(served: Served) -> None:
     assert last.model_extra["dsla"]["folded_tokens"] == 2 * levels[1][0]
 
 
+@pytest.mark.parametrize("chat", [False, True], ids=["completion", "chat"])
+def test_every_chunk_of_a_stream_tells_the_levels_so_far(served: Served, chat: bool) -> None:
+    fields: dict[str, Any] = {"model": MODEL, "max_tokens": 400, "stream": True, "temperature": 0}
+    fields["extra_body"] = {"ignore_eos": True, "dsla": {"stream_levels": True, "max_level": 2}}
+    seen = []
+    if chat:
+        stream = served.client.chat.completions.create(messages=[{"role": "user", "content": "lazy dog"}], **fields)
+    else:
+        stream = served.client.completions.create(prompt="the lazy dog", **fields)
+    for chunk in stream:
+        choice = chunk.choices[0]
+        if choice.delta.content if chat else choice.text:
+            seen.append(chunk.model_extra["dsla"]["levels"][-1][1])
+        if len(seen) == 1:
+            served.http.post("/admin/level", json={"level": 3}).raise_for_status()
+    assert (seen[0], seen[-1]) == (0, 2)
+    assert seen == sorted(seen)
+
+
 @pytest.mark.parametrize("level", [4, -1])
 def test_level_out_of_range(served: Served, level: int) -> None:
     response = served.http.post("/admin/level", json={"level": level})

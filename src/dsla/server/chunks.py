@@ -77,12 +77,15 @@ class AnswerWriter:
             dsla=None if self._count == 1 else piece.dsla,
         )
 
-    async def chunks(self, pieces: Pieces, include_usage: bool) -> AsyncIterator[dict[str, Any]]:
+    async def chunks(
+        self, pieces: Pieces, include_usage: bool, stream_levels: bool = False
+    ) -> AsyncIterator[dict[str, Any]]:
         """The objects of a stream.
 
         Args:
             pieces: pieces of text as they come.
             include_usage: end with a chunk that has the usage and no choice.
+            stream_levels: tell in each chunk which levels the answer has had so far, not in the last one only.
         """
         usage: dict[str, Any] = {"usage": None} if include_usage else {}
         last: dict[int, Piece] = {}
@@ -91,7 +94,7 @@ class AnswerWriter:
         async for index, piece in pieces:
             last[index] = piece
             for choice in self._choices(index, piece):
-                yield self._chunk([choice], piece if choice["finish_reason"] else None) | usage
+                yield self._chunk([choice], piece if stream_levels or choice["finish_reason"] else None) | usage
         if include_usage:
             end = {"usage": self._usage(last).model_dump()}
             yield self._chunk([], last[0] if self._count == 1 else None) | end

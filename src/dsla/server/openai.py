@@ -78,7 +78,7 @@ def openai_routes(
         )
         if body.stream:
             include_usage = body.stream_options is not None and body.stream_options.include_usage
-            return EventStream(writer.chunks(pieces, include_usage), pieces)
+            return EventStream(writer.chunks(pieces, include_usage, body.dsla.stream_levels), pieces)
         answer = await unless_disconnected(request, writer.answer(pieces))
         return JSONResponse(answer.model_dump(exclude_none=True))
 

@@ -125,6 +125,7 @@ class DslaOptions(ApiModel):
     )
     max_level: int | None = Field(default=None, ge=0, description="level that this request is never raised above")
     min_level: int | None = Field(default=None, ge=0, description="level that this request starts at, at least")
+    stream_levels: bool = Field(default=False, description="with `stream`: `dsla` is in every chunk that has text")
 
 
 class TextPart(ApiModel):
@@ -179,9 +180,11 @@ class GenerationRequest(ApiModel):
     user: str | None = Field(default=None, description="accepted and not used")
 
     @model_validator(mode="after")
-    def _stream_options_need_stream(self) -> GenerationRequest:
+    def _options_of_streams_need_stream(self) -> GenerationRequest:
         if self.stream_options is not None and not self.stream:
             raise PydanticCustomError("only_with", "'stream_options' is allowed only when 'stream' is true")
+        if self.dsla.stream_levels and not self.stream:
+            raise PydanticCustomError("only_with", "'dsla.stream_levels' is allowed only when 'stream' is true")
         return self
 
     @property
