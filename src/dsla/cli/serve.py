@@ -217,7 +217,7 @@ def serve(
         rows = [*summary(service), *access(settings, local)]
         width = max(len(name) for name, _ in rows)
         typer.echo("\n".join(f"  {name:<{width}}  {text}" for name, text in rows))
-        typer.echo(f"Serving OpenAI's API on {url(sock)}/v1 (Ctrl-C stops)")
+        typer.echo(f"Serving OpenAI's API on {url(sock)}/v1 and a dashboard on {url(sock)} (Ctrl-C stops)")
         # On a terminal the status line takes over stderr, so that the log stands above it.
         with (
             contextlib.suppress(KeyboardInterrupt),

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dsla.server.errors import internal_error
 from dsla.server.exchange import Exchange, request_id
+from dsla.server.pages import PAGES
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -23,11 +24,12 @@ HEADERS = {
 }
 """Headers of every answer that has none of the name itself."""
 
-QUIET = frozenset({"/health", "/ready", "/metrics"})
-"""Paths that machines ask all the time: their lines have the level `debug`."""
+QUIET = frozenset({"/health", "/ready", "/metrics", "/admin/state"}) | PAGES
+"""Paths that machines and the dashboard ask all the time: lines of answers that are not refusals have the level `debug`."""
 
 _MAX_PATH = 200
 _NO_ANSWER = 499
+_REFUSED = (401, 403)
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +94,7 @@ def _log(scope: Scope, exchange: Exchange, status: int, seconds: float, ended: b
         "complete": ended,
     }
     logger.log(
-        logging.DEBUG if scope["path"] in QUIET else logging.INFO,
+        logging.DEBUG if scope["path"] in QUIET and status not in _REFUSED else logging.INFO,
         "%s %s %d, %.3f s, %d + %d tokens, id %s, %s%s",
         scope["method"],
         path,

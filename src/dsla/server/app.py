@@ -25,6 +25,7 @@ from dsla.server.limits import Limits
 from dsla.server.metrics import Metrics
 from dsla.server.openai import openai_routes
 from dsla.server.operations import operations_routes
+from dsla.server.pages import page_routes
 from dsla.server.prompts import PromptReader
 from dsla.server.responses import ErrorBody, ModelCard, ModelList
 from dsla.server.settings import ServerSettings
@@ -102,6 +103,7 @@ def build_app(engine: AsyncEngine, tokenizer: Any, model_name: str, settings: Se
     app.include_router(token_routes(prompts, model_name, decoder.max_tokens, decoder.vocab_size))
     app.include_router(operations_routes(engine, metrics))
     app.include_router(admin_routes(engine, model_name))
+    app.include_router(page_routes())
     return app
 
 

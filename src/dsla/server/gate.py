@@ -11,9 +11,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from dsla.server.errors import ApiError
 from dsla.server.exchange import ANYONE, Exchange
 from dsla.server.keys import ADMIN, Keys
+from dsla.server.pages import PAGES
 
-OPEN = frozenset({"/health", "/ready"})
-"""Paths that need no key: probes have none."""
+OPEN = frozenset({"/health", "/ready"}) | PAGES
+"""Paths that need no key: probes have none, and neither has a browser before the dashboard asked for it."""
 
 _ADMIN_TOO = frozenset({"/metrics"})
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
