@@ -229,8 +229,10 @@ def serve(
 
 
 def _say_draining(requests: int) -> None:
+    # Nobody may be there to read it any more, and the shut-down must go on.
     if requests:
-        typer.echo(f"Finishing {requests} open request{'s' * (requests > 1)} (Ctrl-C again stops now)")
+        with contextlib.suppress(OSError):
+            typer.echo(f"Finishing {requests} open request{'s' * (requests > 1)} (Ctrl-C again stops now)")
 
 
 def _is_local(sock: socket.socket) -> bool:
