@@ -106,6 +106,8 @@ async def compared(servers: dict[str, Server], workload: Workload, rate: float, 
 async def run(arguments: argparse.Namespace) -> None:
     """All traces."""
     common = ["--memory", arguments.memory, "--threads", str(arguments.threads)]
+    # Whoever waits is given up by the client alone, after `TIMEOUT`.
+    common += ["--request-timeout", "0", "--log-level", "warning"]
     limits = (None, None, arguments.max_tokens)
     settings = {
         "memory": arguments.memory,
