@@ -218,8 +218,10 @@ def serve(
         width = max(len(name) for name, _ in rows)
         typer.echo("\n".join(f"  {name:<{width}}  {text}" for name, text in rows))
         typer.echo(f"Serving OpenAI's API on {url(sock)}/v1 and a dashboard on {url(sock)} (Ctrl-C stops)")
-        # On a terminal the status line takes over stderr, so that the log stands above it.
+        # However the server ends, the engine's thread ends before the interpreter does. On a terminal the status line takes
+        # over stderr, so that the log stands above it.
         with (
+            contextlib.closing(app.state.engine),
             contextlib.suppress(KeyboardInterrupt),
             status_line(app.state.engine),
             logging_to(sys.stderr, log_format, log_level),
