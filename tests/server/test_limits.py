@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -13,13 +12,10 @@ import anyio
 import httpx
 import pytest
 
-from dsla.engine import AsyncEngine
-from dsla.server.app import build_app
-from dsla.server.run import bind, server, url
 from dsla.server.settings import ServerSettings
+from tests.bench.served import running
 from tests.server.asgi import BODY, ENDLESS, app_of, error, until
 from tests.server.conftest import MODEL
-from tests.server.tiny import tiny_engine, tiny_tokenizer
 
 JSON = {"content-type": "application/json"}
 
@@ -32,15 +28,8 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module")
 def small() -> Iterator[str]:
     """A server that takes bodies of 2,000 bytes and a second; its address."""
-    sock = bind("127.0.0.1", 0)
-    settings = ServerSettings(max_body_bytes=2000, request_seconds=1.0)
-    runner = server(build_app(AsyncEngine(tiny_engine()), tiny_tokenizer(), MODEL, settings))
-    thread = threading.Thread(target=runner.run, kwargs={"sockets": [sock]})
-    thread.start()
-    yield url(sock)
-    runner.should_exit = True
-    thread.join(20)
-    assert not thread.is_alive()
+    with running(MODEL, ServerSettings(max_body_bytes=2000, request_seconds=1.0)) as address:
+        yield address
 
 
 def test_a_body_that_says_it_is_too_long_is_not_read(small: str) -> None:
