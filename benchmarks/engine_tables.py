@@ -6,6 +6,7 @@ python benchmarks/engine_tables.py
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,13 @@ Bar = tuple[str, str, Callable[[dict[str, Any]], float], float | None, bool]
 
 
 def _peer(work: str, ours: str, peer: str) -> Callable[[dict[str, Any]], float]:
-    """How many times as fast as a peer: the fastest of its settings, whose names begin with `peer`."""
+    """How many times as fast as a peer's best setting, of those whose names begin with `peer`: the median over turns."""
 
     def ratio(results: dict[str, Any]) -> float:
-        medians = results["peers"]["medians"]
-        return (
-            min(by[work] for name, by in medians.items() if name.startswith(peer) and work in by) / medians[ours][work]
-        )
+        seconds = results["peers"]["seconds"]
+        settings = [by[work] for name, by in seconds.items() if name.startswith(peer) and work in by]
+        own = seconds[ours][work]
+        return min(statistics.median(t / o for t, o in zip(theirs, own, strict=True)) for theirs in settings)
 
     return ratio
 
