@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dsla.engine.memory import RequestMemory
 
@@ -30,103 +27,98 @@ class Segment:
     n_prior: int
     sample: bool
 
+    @property
+    def is_decode(self) -> bool:
+        """Whether it has one new token."""
+        return len(self.tokens) == 1
+
 
 class PackedBatch:
-    """Segments in packing order, with what every layer needs to know of them.
+    """Segments as they are packed, with what every layer needs to know of them.
+
+    Decodes come first, those with few converted layers before those with many, then chunks the other way round. Since levels
+    are prefixes of one order, whatever one kind of mixing takes lies side by side in every layer.
 
     Args:
-        segments: at least one.
+        segments: at least one, in any order.
         page_tokens: of the arena.
         device: of the model.
 
     Attributes:
-        segments: as given.
-        starts: first row of each segment.
+        segments: in packing order.
+        starts: first row of each segment, and at last the number of rows T.
         tokens: `[T]` int64.
         positions: `[T]` int64.
-        sample_rows: row of the last token of each segment that is sampled, `[n_samples]` int64, in packing order.
+        sample_rows: row of the last token of each segment that is sampled, `[n_samples]` int64, in the order they were given.
     """
 
     def __init__(self, segments: Sequence[Segment], page_tokens: int, device: torch.device | str = "cpu") -> None:
-        self.segments = segments
         self.page_tokens, self.device = page_tokens, device
-        self.starts: list[int] = []
-        positions: list[np.ndarray] = []
-        row, sampled = 0, []
-        for segment in self.segments:
-            self.starts.append(row)
-            row += len(segment.tokens)
+        order = sorted(range(len(segments)), key=lambda i: _place(segments[i]))
+        self.segments = [segments[i] for i in order]
+        self.starts, positions = [0], []
+        last_rows = [0] * len(segments)
+        for i, segment in zip(order, self.segments, strict=True):
+            self.starts.append(self.starts[-1] + len(segment.tokens))
+            last_rows[i] = self.starts[-1] - 1
             positions.append(np.arange(segment.n_prior, segment.n_prior + len(segment.tokens)))
-            if segment.sample:
-                sampled.append(row - 1)
         self.tokens = torch.tensor([token for segment in self.segments for token in segment.tokens], device=device)
         self.positions = torch.from_numpy(np.concatenate(positions)).to(device)
+        sampled = [row for row, segment in zip(last_rows, segments, strict=True) if segment.sample]
         self.sample_rows = torch.tensor(sampled, dtype=torch.int64, device=device)
-        self._splits: dict[tuple[bool, ...], Split] = {}
+        self._n_decodes = sum(segment.is_decode for segment in segments)
+        self._splits: dict[tuple[int, int], Split] = {}
 
     def split(self, layer: int) -> Split:
         """Which rows of `layer` softmax attention mixes and which the converted layer's mixer."""
-        kept = tuple(segment.memory.is_kept(layer) for segment in self.segments)
-        if kept not in self._splits:
-            self._splits[kept] = Split(self, kept)
-        return self._splits[kept]
+        kept = [segment.memory.is_kept(layer) for segment in self.segments]
+        ends = sum(kept[: self._n_decodes]), len(kept) - sum(kept[self._n_decodes :])
+        if not all(kept[: ends[0]]) or any(kept[ends[0] : ends[1]]):
+            raise ValueError(f"layer {layer}: the levels of a batch must be prefixes of one order")
+        if ends not in self._splits:
+            self._splits[ends] = Split(self, ends[0], self._n_decodes, ends[1])
+        return self._splits[ends]
 
-    def rows(self, members: Sequence[int]) -> Tensor | slice:
-        """Rows of some segments: a slice where they lie side by side in order, else `[n]` int64."""
-        spans = [(self.starts[i], self.starts[i] + len(self.segments[i].tokens)) for i in members]
-        if all(end == start for (_, end), (start, _) in pairwise(spans)):
-            return slice(spans[0][0], spans[-1][1])
-        return torch.from_numpy(np.concatenate([np.arange(*span) for span in spans])).to(self.device)
+    def rows(self, first: int, end: int) -> slice:
+        """Rows of the segments from `first` up to `end`."""
+        return slice(self.starts[first], self.starts[end])
 
 
 class Split:
-    """Members and rows of a layer's two kinds of mixing; shared by all layers where the same requests are converted.
+    """The parts of a batch by how a layer mixes them; shared by all layers where the same requests are converted.
 
     Args:
         batch: the batch.
-        kept: per segment, whether it keeps keys and values in this layer.
+        converted: the first segment that is converted.
+        chunks: the first with several new tokens.
+        kept: the first of those that keep the layer; all up to `converted` do so, too.
 
     Attributes:
         kept_decodes: segments with one new token that softmax attention mixes.
-        kept_chunks: those with several.
+        kept_chunks: those with several, each with its rows.
         decodes: converted segments with one new token.
-        chunks: converted segments with several.
+        chunks: converted segments with several, each with its rows.
+        kept_rows: rows of `kept_decodes`.
+        kept_lengths: tokens each of `kept_decodes` has seen before, `[n]` int64.
+        decode_rows: rows of `decodes`.
+        decode_lengths: tokens each of `decodes` has seen before, `[n]` int64.
+        converted_rows: rows of `decodes` and `chunks`.
+        any_converted: whether there are some.
     """
 
-    def __init__(self, batch: PackedBatch, kept: tuple[bool, ...]) -> None:
-        self._batch = batch
-        parts: dict[tuple[bool, bool], list[int]] = {}
-        for i, segment in enumerate(batch.segments):
-            parts.setdefault((kept[i], len(segment.tokens) == 1), []).append(i)
-        self.kept_decodes, self.kept_chunks = parts.get((True, True), []), parts.get((True, False), [])
-        self.decodes, self.chunks = parts.get((False, True), []), parts.get((False, False), [])
+    def __init__(self, batch: PackedBatch, converted: int, chunks: int, kept: int) -> None:
+        segments, count = batch.segments, len(batch.segments)
+        self.kept_decodes, self.decodes = segments[:converted], segments[converted:chunks]
+        self.chunks, self.kept_chunks = (
+            [(segments[i], batch.rows(i, i + 1)) for i in range(first, end)]
+            for first, end in ((chunks, kept), (kept, count))
+        )
+        self.kept_rows, self.decode_rows = batch.rows(0, converted), batch.rows(converted, chunks)
+        self.kept_lengths, self.decode_lengths = batch.positions[self.kept_rows], batch.positions[self.decode_rows]
+        self.converted_rows = batch.rows(converted, kept)
+        self.any_converted = converted < kept
 
-    @cached_property
-    def kept_rows(self) -> Tensor | slice:
-        """Rows of `kept_decodes`."""
-        return self._batch.rows(self.kept_decodes)
 
-    @cached_property
-    def kept_lengths(self) -> Tensor:
-        """Tokens each of `kept_decodes` has seen before, `[n]` int64."""
-        return self._batch.positions[self.kept_rows]
-
-    @cached_property
-    def decode_rows(self) -> Tensor | slice:
-        """Rows of `decodes`."""
-        return self._batch.rows(self.decodes)
-
-    @cached_property
-    def decode_lengths(self) -> Tensor:
-        """Tokens each of `decodes` has seen before, `[n]` int64."""
-        return self._batch.positions[self.decode_rows]
-
-    @cached_property
-    def converted_rows(self) -> Tensor | slice:
-        """Rows of `decodes` and `chunks`."""
-        return self._batch.rows(sorted(self.decodes + self.chunks))
-
-    @property
-    def any_converted(self) -> bool:
-        """Whether some row is mixed by the converted layer's mixer."""
-        return bool(self.decodes or self.chunks)
+def _place(segment: Segment) -> tuple[bool, int]:
+    kept = segment.memory.kept_layers
+    return (False, -kept) if segment.is_decode else (True, kept)

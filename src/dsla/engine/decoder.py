@@ -231,61 +231,44 @@ class PackedDecoder:
         qk, v = weights.qkv(x).view(x.shape[0], -1, dim).split_with_sizes([heads + groups, groups], 1)
         q, k = qk.split_with_sizes([heads, groups], 1)
         if split.any_converted:
-            mixer, rows = self.mixers[layer], split.converted_rows
-            q_delta, o_delta = self._deltas[layer]
-            q[rows] += q_delta(x[rows]).view(-1, heads, dim)
+            rows, (add_q, add_o) = split.converted_rows, self._deltas[layer]
+            add_q(x[rows], q[rows].flatten(1))
         if weights.q_norm is not None and weights.k_norm is not None:
             q, k = weights.q_norm(q), weights.k_norm(k)
             qk = torch.cat([q, k], 1)
         rotated_q, rotated_k = rotate(qk, cos, sin).split_with_sizes([heads, groups], 1)
-        y = self._attend(layer, rotated_q, rotated_k, v, split, batch, arena)
-        if not split.any_converted:
-            return weights.o(y.flatten(1))
-        if mixer.config.rope:
-            q, k = rotated_q, rotated_k
-        self._mix(layer, x, q, k, v, y, split, batch, arena)
-        y = y.flatten(1)
+        parts = self._attend(layer, rotated_q, rotated_k, v, split, arena)
+        if split.any_converted:
+            plain = (q, k) if not self.mixers[layer].config.rope else (rotated_q, rotated_k)
+            # In packing order: what is converted lies between decodes and chunks that are not.
+            place = bool(split.kept_decodes)
+            parts[place:place] = self._mix(layer, x, *plain, v, split, arena)
+        y = (parts[0] if len(parts) == 1 else torch.cat(parts)).flatten(1)
         out = weights.o(y)
-        out[rows] += o_delta(y[rows])
+        if split.any_converted:
+            add_o(y[rows], out[rows])
         return out
 
-    def _attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, split: Split, batch: PackedBatch, arena: Arena
-    ) -> Tensor:
-        """Softmax attention of the segments that keep this layer, `[T, H, D]`; rows of others hold anything."""
-        tables = [batch.segments[i].memory.table(layer) for i in split.kept_decodes]
-        if len(tables) == len(batch.segments):
-            return self.softmax.step(q, k, v, arena.pages, tables, split.kept_lengths)
-        y = torch.empty_like(q)
-        if tables:
+    def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, split: Split, arena: Arena) -> list[Tensor]:
+        """Softmax attention of the segments that keep this layer: `[n, H, D]` of all decodes, and of each chunk."""
+        parts = []
+        if split.kept_decodes:
             rows = split.kept_rows
-            y[rows] = self.softmax.step(q[rows], k[rows], v[rows], arena.pages, tables, split.kept_lengths)
-        for i in split.kept_chunks:
-            segment, start = batch.segments[i], batch.starts[i]
-            chunk = slice(start, start + len(segment.tokens))
+            tables = [segment.memory.table(layer) for segment in split.kept_decodes]
+            parts.append(self.softmax.step(q[rows], k[rows], v[rows], arena.pages, tables, split.kept_lengths))
+        for segment, rows in split.kept_chunks:
             table = segment.memory.table(layer)
-            y[chunk] = self.softmax.prefill(q[chunk], k[chunk], v[chunk], arena.pages, table, segment.n_prior)
-        return y
+            parts.append(self.softmax.prefill(q[rows], k[rows], v[rows], arena.pages, table, segment.n_prior))
+        return parts
 
-    def _mix(
-        self,
-        layer: int,
-        x: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        y: Tensor,
-        split: Split,
-        batch: PackedBatch,
-        arena: Arena,
-    ) -> None:
-        """The converted layer's mixer on the segments that have it converted, into their rows of `y`."""
-        mixer = self.mixers[layer]
+    def _mix(self, layer: int, x: Tensor, q: Tensor, k: Tensor, v: Tensor, split: Split, arena: Arena) -> list[Tensor]:
+        """The converted layer's mixer on the segments that have it converted: as `_attend`."""
+        mixer, parts = self.mixers[layer], []
         if split.decodes:
-            single = split.decode_rows
-            slots = torch.tensor([batch.segments[i].memory.slot(layer) for i in split.decodes], device=self.device)
-            y[single] = mixer.step(x[single], q[single], k[single], v[single], arena.slots, slots, split.decode_lengths)
-        for i in split.chunks:
-            segment, start = batch.segments[i], batch.starts[i]
-            chunk, slot = slice(start, start + len(segment.tokens)), segment.memory.slot(layer)
-            y[chunk] = mixer.extend(x[chunk], q[chunk], k[chunk], v[chunk], arena.slots, slot, segment.n_prior)
+            rows = split.decode_rows
+            slots = torch.tensor([segment.memory.slot(layer) for segment in split.decodes], device=self.device)
+            parts.append(mixer.step(x[rows], q[rows], k[rows], v[rows], arena.slots, slots, split.decode_lengths))
+        for segment, rows in split.chunks:
+            slot = segment.memory.slot(layer)
+            parts.append(mixer.extend(x[rows], q[rows], k[rows], v[rows], arena.slots, slot, segment.n_prior))
+        return parts

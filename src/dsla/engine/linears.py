@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dsla.mixers.dsla import LowRank
 from dsla.ops.cpu import native
-from dsla.ops.linear import fits, linear_int4, linear_packed, pack, pack_int4, rows
+from dsla.ops.linear import add_low_rank, fits, linear_int4, linear_packed, pack, pack_int4, rows
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,26 @@ Embedding = Linear | PackedLinear
 
 
 @dataclass(frozen=True)
-class LowRankLinear:
-    """A product of two projections, the first to few outputs."""
+class PackedDelta:
+    """A low-rank delta `up(down(x))` for the CPU kernels, both as panels (`dsla.ops.linear.pack`)."""
 
-    down: Projection
-    up: Projection
+    down: Tensor
+    up: Tensor
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.up(self.down(x))
+    def __call__(self, x: Tensor, y: Tensor) -> None:
+        """Adds it to rows `y` `[n, n_out]`, of `x` `[n, n_in]`."""
+        add_low_rank(x, self.down, self.up, y)
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A low-rank delta as it is, computed in its own dtype."""
+
+    low_rank: LowRank
+
+    def __call__(self, x: Tensor, y: Tensor) -> None:
+        """Adds it to rows `y` `[n, n_out]`, of `x` `[n, n_in]`."""
+        y += self.low_rank(x)
 
 
 def packed(linear: Linear) -> Linear | PackedLinear:
@@ -83,8 +95,8 @@ def rounded_to_int4(linear: Linear) -> Linear | PackedLinear | Int4Linear:
     return Int4Linear(pack_int4(linear.weight), linear.bias)
 
 
-def packed_delta(delta: LowRank, dtype: torch.dtype) -> LowRank | LowRankLinear:
-    """A low-rank delta in the form the CPU kernels read fastest; itself where they do not compute on it.
+def packed_delta(delta: LowRank, dtype: torch.dtype) -> Delta | PackedDelta:
+    """A low-rank delta in the form the CPU kernels read fastest; as it is where they do not compute on it.
 
     Args:
         delta: the delta.
@@ -92,5 +104,5 @@ def packed_delta(delta: LowRank, dtype: torch.dtype) -> LowRank | LowRankLinear:
     """
     down, up = delta.down.detach().to(dtype), delta.up.detach().to(dtype)
     if native(down) is None or not len(down) or not (fits(down) and fits(up)):
-        return delta
-    return LowRankLinear(packed(Linear(down)), packed(Linear(up)))
+        return Delta(delta)
+    return PackedDelta(pack(down), pack(up))

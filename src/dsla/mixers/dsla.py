@@ -63,6 +63,7 @@ class DslaMixer(nn.Module):
             config.log_gate_floor, per_head=from_key,
         )  # fmt: skip
         self.mixing = Mixing(config, heads, dim, self.width)
+        self._in_kernels = _in_kernels(config, dim)
         self.q_delta = LowRank(shape.hidden_size, heads * dim, config.delta_rank)
         self.o_delta = LowRank(heads * dim, shape.hidden_size, config.delta_rank)
 
@@ -257,22 +258,15 @@ class DslaMixer(nn.Module):
 
     def _kernel_weights(self) -> DslaWeights | None:
         """What the native kernels need, or None where they do not compute what this mixer does."""
-        config, dim = self.config, self.shape.head_dim
-        if (
-            (config.feature_map, config.normalizer, config.mixing) != ("hedgehog", "shared", "query")
-            or (config.gate_shape, config.gate_source) != ("scalar", "key")
-            or (self.width, dim % 32) != (2 * dim, 0)
-            or dim > MAX_DIM
-            or config.n_states > MAX_STATES
-            or config.window + config.sinks > MAX_NEAR
-            or self.states_off
-        ):
+        if not self._in_kernels or self.states_off:
             return None
-        parts: tuple[Any, ...] = (self.features_q, self.features_k, self.gates, self.mixing)
-        weights = (*(part.weight for part in parts[:3]), self.gates.bias, parts[3].weight, self.mixing.bias)
+        gates, mixing = self.gates, self.mixing
+        weights: tuple[Any, ...] = (
+            self.features_q.weight, self.features_k.weight, gates.weight, gates.bias, mixing.weight, mixing.bias,
+        )  # fmt: skip
         if any(weight.dtype is not torch.float32 for weight in weights):
             return None
-        return DslaWeights(weights, config.gate_temperature, config.log_gate_floor)
+        return DslaWeights(weights, self.config.gate_temperature, self.config.log_gate_floor)
 
     def _state_inputs(self, x: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features, values and log gates of tokens entering the states; no-ops where `positions` `[B, T]` are sinks or < 0."""
@@ -302,6 +296,18 @@ class DslaMixer(nn.Module):
         lse = scores.logsumexp(-1)
         y = (scores - lse.unsqueeze(-1)).exp().to(v.dtype) @ v.transpose(1, 2)
         return y.to(dtype).flatten(1, 2), lse.flatten(1, 2)
+
+
+def _in_kernels(config: DslaConfig, dim: int) -> bool:
+    """Whether the native kernels compute what mixers of this config and head dim do."""
+    return (
+        (config.feature_map, config.normalizer, config.mixing) == ("hedgehog", "shared", "query")
+        and (config.gate_shape, config.gate_source) == ("scalar", "key")
+        and (config.feature_width(dim), dim % 32) == (2 * dim, 0)
+        and dim <= MAX_DIM
+        and config.n_states <= MAX_STATES
+        and config.window + config.sinks <= MAX_NEAR
+    )
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:

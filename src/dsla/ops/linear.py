@@ -44,6 +44,22 @@ def linear_int4(x: Tensor, panels: Tensor, bias: Tensor | None = None) -> Tensor
     return kernels.linear_int4(x.contiguous(), panels, bias)
 
 
+def add_low_rank(x: Tensor, down: Tensor, up: Tensor, y: Tensor) -> None:
+    """Adds `up(down(x))` to `y` in place, to the bit what its steps one by one give.
+
+    Args:
+        x: `[n, k]` bf16.
+        down: a weight of few outputs, from `pack`.
+        up: the weight from those to n_out, likewise.
+        y: `[n, n_out]` bf16.
+    """
+    kernels = native(x)
+    if kernels is None or y.stride(1) != 1:
+        y += linear_packed(linear_packed(x, down), up)
+    else:
+        kernels.add_low_rank(x.contiguous(), down, up, y)
+
+
 def add_swiglu(x: Tensor, norm: Tensor, eps: float, up: Tensor, down: Tensor) -> Tensor:
     """`x + down(silu_mul(up(rms_norm(x))))`: what follows attention in a layer, to the bit what its steps one by one give.
 

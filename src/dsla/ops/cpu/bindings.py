@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 _int, _long, _float, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 _ROWS = [_pointer, _long] * 3
+_Pools, _PoolBytes = _pointer * len(POOLS), _long * len(POOLS)
 _SIGNATURES = {
     "dsla_attend_decode": [*[_int] * 5, *_ROWS, _pointer, _pointer, _long, _int, _pointer, _pointer, _pointer],
     "dsla_attend_prefill": [*[_int] * 5, *_ROWS, _pointer, _pointer, _long, _int, _pointer, _long, _pointer],
@@ -34,6 +35,7 @@ _SIGNATURES = {
     ],
     "dsla_linear": [_int, *[_long] * 3, *[_pointer] * 4],
     "dsla_linear_int4": [_int, *[_long] * 3, *[_pointer] * 4],
+    "dsla_add_low_rank": [_int, *[_long] * 4, *[_pointer] * 4, _long],
     "dsla_add_swiglu": [_int, *[_long] * 3, _pointer, _pointer, _float, _int, *[_pointer] * 3],
     "dsla_rms_norm": [_int, _long, _long, _pointer, _pointer, _float, _pointer],
     "dsla_silu_mul": [_int, _long, _long, _pointer, _pointer],
@@ -131,7 +133,7 @@ class Kernels:
         self._step, self._extend, self._fold = compiled.dsla_step, compiled.dsla_prefill, compiled.dsla_fold
         self._rms_norm = compiled.dsla_rms_norm
         self._linear, self._linear_int4 = compiled.dsla_linear, compiled.dsla_linear_int4
-        self._add_swiglu = compiled.dsla_add_swiglu
+        self._add_swiglu, self._add_low_rank = compiled.dsla_add_swiglu, compiled.dsla_add_low_rank
         self._silu_mul, self._rotate = compiled.dsla_silu_mul, compiled.dsla_rotate
         self.int8_parts, self.tiles = int(compiled.dsla_int8_parts()), bool(compiled.dsla_tiles())
 
@@ -195,11 +197,11 @@ class Kernels:
             `[N, H, D]`.
         """
         y, pools = q.new_empty(q.shape), [pool[name] for name in POOLS]
-        row_bytes = torch.tensor([part.stride(0) * part.element_size() for part in pools])
-        addresses = torch.tensor([part.data_ptr() for part in pools])
+        addresses = _Pools(*[part.data_ptr() for part in pools])
+        row_bytes = _PoolBytes(*[part.stride(0) * part.element_size() for part in pools])
         self._step(
-            torch.get_num_threads(), *_sizes(q, k, pools), *weights.arguments, *_rows(q, k, v), addresses.data_ptr(),
-            row_bytes.data_ptr(), slots.data_ptr(), lengths.data_ptr(), _narrow(pools), y.data_ptr(),
+            torch.get_num_threads(), *_sizes(q, k, pools), *weights.arguments, *_rows(q, k, v), addresses, row_bytes,
+            slots.data_ptr(), lengths.data_ptr(), _narrow(pools), y.data_ptr(),
         )  # fmt: skip
         return y
 
@@ -208,10 +210,10 @@ class Kernels:
     ) -> Tensor:
         """T new tokens of one request that has seen `prior`, its memory at row `slot`; else as `step`, `[T, ...]`."""
         y, pools = q.new_empty(q.shape), [pool[name] for name in POOLS]
-        addresses = torch.tensor([part.data_ptr() + slot * part.stride(0) * part.element_size() for part in pools])
+        addresses = _Pools(*[part.data_ptr() + slot * part.stride(0) * part.element_size() for part in pools])
         self._extend(
-            torch.get_num_threads(), *_sizes(q, k, pools), *weights.arguments, *_rows(q, k, v), addresses.data_ptr(),
-            prior, _narrow(pools), y.data_ptr(),
+            torch.get_num_threads(), *_sizes(q, k, pools), *weights.arguments, *_rows(q, k, v), addresses, prior,
+            _narrow(pools), y.data_ptr(),
         )  # fmt: skip
         return y
 
@@ -235,12 +237,10 @@ class Kernels:
             weights: of the mixer.
         """
         pools = [memory[name] for name in POOLS]
-        addresses = torch.tensor([part.data_ptr() for part in pools])
+        addresses = _Pools(*[part.data_ptr() for part in pools])
         k = pages["k"]
         sizes = (tokens, n_heads, *k.shape[2:], pools[0].shape[1], pools[1].shape[1], pools[3].shape[1])
-        self._fold(
-            torch.get_num_threads(), *sizes, *weights.arguments, *_pages(pages), table.address, addresses.data_ptr()
-        )
+        self._fold(torch.get_num_threads(), *sizes, *weights.arguments, *_pages(pages), table.address, addresses)
 
     def linear(self, x: Tensor, panels: Tensor, bias: Tensor | None) -> Tensor:
         """`x [n, k] w^T + bias`, contiguous; w in panels of 16 outputs, `[n_out / 16, k / 2, 16]` int32: see `linear.cpp`."""
@@ -259,6 +259,14 @@ class Kernels:
             None if bias is None else bias.data_ptr(), y.data_ptr(),
         )  # fmt: skip
         return y
+
+    def add_low_rank(self, x: Tensor, down: Tensor, up: Tensor, y: Tensor) -> None:
+        """Adds `up(down(x))` to rows `y` `[n, n_out]`, each contiguous, of contiguous `x` `[n, k]`; weights as for `linear`."""
+        n, k = x.shape
+        self._add_low_rank(
+            torch.get_num_threads(), n, k, down.shape[0] * down.shape[-1], y.shape[1], x.data_ptr(), down.data_ptr(),
+            up.data_ptr(), y.data_ptr(), y.stride(0),
+        )  # fmt: skip
 
     def add_swiglu(self, x: Tensor, norm: Tensor, eps: float, up: Tensor, down: Tensor, int4: bool) -> Tensor:
         """`x + down(silu_mul(up(rms_norm(x))))` of rows `[n, width]`, contiguous; weights as for `linear` or `linear_int4`."""
