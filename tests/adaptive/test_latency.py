@@ -39,11 +39,12 @@ def running(
     max_level: int = MAX_LEVEL,
     saving: int = 10,
     tokens: int = 100,
+    seconds: float = 1e-9,
 ) -> RequestSummary:
     return RequestSummary(
         id=name, level=level, max_level=max_level, computed_tokens=100, saving_per_layer=saving, prompt_bytes=0,
         prompt_saving_per_layer=saving, new_tokens_left=tokens, decode_saving_per_layer=decode,
-        prefill_saving_per_layer=prefill, fold_seconds_per_layer=fold,
+        prefill_saving_per_layer=prefill, fold_seconds_per_layer=fold, full_seconds=seconds,
     )  # fmt: skip
 
 
@@ -56,7 +57,7 @@ def test_a_missed_objective_raises_what_gains_by_it(latency: dict[str, float]) -
     _, decisions = decide(None, load(**latency), summaries, 0.0, CONFIG)
     assert [decision.request_id for decision in decisions] == ["gains", None]
     assert {decision.reason for decision in decisions} == {"latency pressure"}
-    assert decisions[1] == Decision(None, 2, "latency pressure", if_faster=True)
+    assert decisions[1] == Decision(None, 2, "latency pressure", min_gain=0.1)
 
 
 @pytest.mark.parametrize("latency", LATE.values(), ids=LATE.keys())
@@ -107,7 +108,7 @@ def test_both_pressures_name_a_request_once_at_the_higher_level() -> None:
     assert found["a"] == Decision("a", 2, "memory pressure")
     assert found["b"] == Decision("b", 2, "latency pressure")
     new = [decision for decision in decisions if decision.request_id is None]
-    assert [(decision.level, decision.if_faster) for decision in new] == [(2, False), (2, True)]
+    assert [(decision.level, decision.min_gain) for decision in new] == [(2, None), (2, 0.1)]
 
 
 def test_new_requests_come_back_when_both_are_calm() -> None:
@@ -120,7 +121,7 @@ def test_new_requests_come_back_when_both_are_calm() -> None:
     state, decisions = decide(state, load(100, 4, 4, ttft_seconds=1.1, tpot_seconds=0.05), [], now, CONFIG)
     assert decisions == []
     _, decisions = decide(state, load(100, 4, 4), [], now + 10.0, CONFIG)
-    assert decisions == [Decision(None, 2, "pressure gone"), Decision(None, 2, "pressure gone", if_faster=True)]
+    assert decisions == [Decision(None, 2, "pressure gone"), Decision(None, 2, "pressure gone", min_gain=0.1)]
 
 
 def test_cached_bytes_are_no_pressure() -> None:
@@ -128,12 +129,22 @@ def test_cached_bytes_are_no_pressure() -> None:
     assert decisions == []
 
 
-def test_short_requests_start_at_level_0() -> None:
-    assert start_level(5, 8, bytes_saved=-1, seconds_saved=-1.0) == 0
-    assert start_level(5, 8, bytes_saved=1, seconds_saved=-1.0) == 5
-    assert start_level(5, 8, bytes_saved=-1, seconds_saved=1.0) == 8
-    assert start_level(5, 3, bytes_saved=1, seconds_saved=1.0) == 5
-    assert start_level(0, 0, bytes_saved=1, seconds_saved=1.0) == 0
+def test_a_small_gain_is_none() -> None:
+    # All eight layers converted save 0.8 s.
+    late = load(tpot_seconds=0.2)
+    for seconds, converted in ((7.9, ["a"]), (8.1, [])):
+        _, decisions = decide(None, late, [running("a", 0.001, seconds=seconds)], 0.0, CONFIG)
+        assert [d.request_id for d in decisions if d.request_id] == converted
+    # What is converted already is part of the gain: it does not stop half-way.
+    _, decisions = decide(None, late, [running("a", 0.001, level=7, seconds=7.9)], 0.0, CONFIG)
+    assert [(d.request_id, d.level) for d in decisions if d.request_id] == [("a", 8)]
+
+
+@given(saves_memory=st.booleans(), saves_time=st.booleans())
+def test_new_requests_start_where_a_level_pays(saves_memory: bool, saves_time: bool) -> None:
+    for new_level, new_fast_level in ((5, 8), (5, 3), (0, 0)):
+        paying = [0, *[new_level] * saves_memory, *[new_fast_level] * saves_time]
+        assert start_level(new_level, new_fast_level, saves_memory, saves_time) == max(paying)
 
 
 class Sim:
@@ -150,8 +161,8 @@ class Sim:
         self.state, decisions = decide(self.state, signals, list(self.summaries.values()), now, self.config)
         for decision in decisions:
             if decision.request_id is None:
-                self.changes.append((now, decision.level - self.new[decision.if_faster]))
-                self.new[decision.if_faster] = decision.level
+                self.changes.append((now, decision.level - self.new[decision.min_gain is not None]))
+                self.new[decision.min_gain is not None] = decision.level
             else:
                 summary = self.summaries[decision.request_id]
                 assert summary.level < decision.level <= summary.max_level
@@ -269,7 +280,7 @@ def test_more_pressure_never_gives_lower_levels(
         _, decisions = decide(state, signals, summaries, now, CONFIG)
         levels: dict[tuple[str | None, bool], int] = {(s.id, False): s.level for s in summaries}
         levels |= {(None, False): new_level, (None, True): fast}
-        return levels | {(d.request_id, d.if_faster): d.level for d in decisions}
+        return levels | {(d.request_id, d.min_gain): d.level for d in decisions}
 
     raised = [value if extra == 0 else (value or 0) + extra for value, extra in zip(less, more, strict=True)]
     low, high = outcome(*less), outcome(*raised)  # type: ignore[arg-type]
@@ -294,7 +305,7 @@ def test_decisions_are_always_legal(
     signals = load(used, new_level, fast, ttft_seconds=ttft, waiting_seconds=waiting, tpot_seconds=tpot)
     first = decide(state, signals, summaries, now, CONFIG)
     assert first == decide(state, signals, summaries, now, CONFIG)
-    names = [(decision.request_id, decision.if_faster) for decision in first[1]]
+    names = [(decision.request_id, decision.min_gain) for decision in first[1]]
     assert len(names) == len(set(names))
     by_name = {s.id: s for s in summaries}
     for decision in first[1]:
@@ -302,7 +313,7 @@ def test_decisions_are_always_legal(
             assert 0 <= decision.level <= MAX_LEVEL
             continue
         found = by_name[decision.request_id]
-        assert not decision.if_faster
+        assert decision.min_gain is None
         assert found.level < decision.level <= found.max_level
         if decision.reason == "latency pressure":
             assert found.seconds_saved_per_layer > 0

@@ -89,7 +89,31 @@ def test_saving_of_a_request_is_that_of_its_steps() -> None:
         steps = sum(COSTS.decode_saving_per_layer(60 + i, rows) for i in range(5))
         whole = COSTS.prefill_saving_per_layer(50, 10) + steps
         assert COSTS.saving_per_layer(50, 5, prior=10, rows=rows) == pytest.approx(whole)
-    assert COSTS.decode_saving_per_layer(60, 4) > COSTS.decode_saving_per_layer(60, 1)
+    assert COSTS.decode_saving_per_layer(60, 4, 4) > COSTS.decode_saving_per_layer(60, 1)
+
+
+def test_a_layer_that_some_keep_and_others_convert_costs_both() -> None:
+    step, decode = COSTS.step_seconds, StepWork.decode
+    kept, converted = [decode(60, 4, 0)] * 5, [decode(60, 0, 4)] * 3
+    before, after = (step(sum(rows, StepWork())) for rows in (kept + [decode(60, 4, 0)] * 3, kept + converted))
+    saved = 3 * COSTS.decode_saving_per_layer(60, rows=math.inf, converted_rows=3)
+    assert before - after == pytest.approx(4 * saved)
+
+
+def test_time_of_a_request_is_that_of_its_steps() -> None:
+    layers, step = 4, COSTS.step_seconds
+    alone = sum(step(StepWork.decode(60 + i, layers, 0)) for i in range(5))
+    assert COSTS.request_seconds(0, 5, layers, prior=60) == pytest.approx(alone)
+    prompt = step(StepWork.prefill(50, 10, layers, 0)) - COSTS.base - layers * COSTS.kept_layer
+    assert COSTS.request_seconds(50, 5, layers, prior=10) == pytest.approx(prompt + alone)
+    shared = COSTS.request_seconds(0, 5, layers, prior=60, rows=4)
+    assert alone - shared == pytest.approx(5 * 0.75 * (COSTS.base + layers * COSTS.kept_layer))
+
+
+def test_keys_from_which_on_a_layer_pays() -> None:
+    even = replace(COSTS, kept_layer=0.0, converted_layer=0.0)
+    assert even.decode_saving_per_layer(round(COSTS.break_even_keys) - 1) == pytest.approx(0)
+    assert replace(COSTS, decode_pair=0.0).break_even_keys == math.inf
 
 
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
@@ -109,9 +133,9 @@ def test_correction_follows_a_machine_that_gets_busy_and_quiet_again() -> None:
 
 
 def test_one_odd_step_changes_little_and_none_breaks_it() -> None:
-    assert Correction().after(1e-3, 100.0).ratio < 1.3
+    assert Correction().after(1e-3, 100.0).ratio < 1.6
     assert Correction(2.0).after(0.0, 1.0) == Correction(2.0).after(1.0, -1.0) == Correction(2.0)
     low = high = Correction()
     for _ in range(1000):
         low, high = low.after(1.0, 1e-9), high.after(1.0, 1e9)
-    assert (low.ratio, high.ratio) == pytest.approx((0.25, 8.0))
+    assert (low.ratio, high.ratio) == pytest.approx((1 / 64, 64.0))

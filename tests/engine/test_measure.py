@@ -75,7 +75,7 @@ def test_scratch_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_costs_are_measured_once(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    made = CostModel(*(float(i) for i in range(1, 12)))
+    made = CostModel(*(0.01 * i for i in range(1, 12)))
     monkeypatch.setattr(measuring, "measure", lambda decoder, seconds: calls.append(seconds) or made)
     assert load_or_measure(tiny_decoder()) == load_or_measure(tiny_decoder()) == made
     assert calls == [3.0]
@@ -90,6 +90,17 @@ def test_costs_are_measured_once(empty_cache: Path, monkeypatch: pytest.MonkeyPa
     assert len(list((empty_cache / "measured").glob("costs-*.json"))) == 3
 
 
+def test_costs_from_a_busy_machine_are_not_remembered(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = iter([CostModel(*[0.9] * 11), CostModel(*[0.01] * 11)])
+    monkeypatch.setattr(measuring, "measure", lambda decoder, seconds: next(found))
+    with caplog.at_level(logging.WARNING):
+        assert load_or_measure(tiny_decoder()).base == 0.9
+    assert "slow or busy machine" in caplog.text
+    assert load_or_measure(tiny_decoder()).base == load_or_measure(tiny_decoder()).base == 0.01
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "{}", '{"measured": null}', '{"measured": {"base": 1.0}}', '{"measured": {"bass": 1.0}}'],
@@ -97,7 +108,7 @@ def test_costs_are_measured_once(empty_cache: Path, monkeypatch: pytest.MonkeyPa
 def test_a_damaged_file_is_measured_anew(
     empty_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, text: str
 ) -> None:
-    made = CostModel(*[1.0] * 11)
+    made = CostModel(*[0.01] * 11)
     monkeypatch.setattr(measuring, "measure", lambda decoder, seconds: made)
     load_or_measure(tiny_decoder())
     (file,) = (empty_cache / "measured").iterdir()
@@ -110,7 +121,7 @@ def test_a_damaged_file_is_measured_anew(
 
 
 def test_a_negative_cost_on_disk_is_damage(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = CostModel(*[1.0] * 11)
+    made = CostModel(*[0.01] * 11)
     monkeypatch.setattr(measuring, "measure", lambda decoder, seconds: made)
     load_or_measure(tiny_decoder())
     (file,) = (empty_cache / "measured").iterdir()
@@ -123,7 +134,7 @@ def test_a_cache_folder_that_cannot_be_written_only_warns(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DSLA_HOME", str(tmp_path / "file" / "cache"))
-    made = CostModel(*[1.0] * 11)
+    made = CostModel(*[0.01] * 11)
     monkeypatch.setattr(measuring, "measure", lambda decoder, seconds: made)
     assert load_or_measure(tiny_decoder()) == made
     assert "cannot remember the costs" in caplog.text

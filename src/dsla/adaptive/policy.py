@@ -4,7 +4,7 @@ Memory: under pressure (memory in use and wanted by the next step above the high
 layer by layer, and new ones start higher.
 
 Latency, where there are objectives: while one of them is missed, or bound to be by the prompts that wait, running requests
-are converted where that saves more time than it takes, and new ones that it makes faster start higher.
+are converted where that saves a good part of their time, and new ones that it makes that much faster start higher.
 
 After a time in which both are calm (memory below the low-water mark, latencies well within the objectives) new requests
 start lower again, down to level 0; several calm times at once lower them as far. Between pressure and calm nothing changes
@@ -38,6 +38,8 @@ class PolicyConfig:
         ttft_seconds: objective for the time to the first token; None = there is none.
         tpot_seconds: objective for the time from one token of a request to its next, likewise.
         latency_low: part of an objective below which a latency is calm.
+        latency_gain: part of the time a request takes that converting all its layers must save for it to be converted for
+            the sake of an objective: levels cost quality, and a gain within the error of predictions may be none.
         latency_cooldown_seconds: time between two rises for the sake of an objective: what was decided must show first.
     """
 
@@ -50,6 +52,7 @@ class PolicyConfig:
     ttft_seconds: float | None = None
     tpot_seconds: float | None = None
     latency_low: float = 0.7
+    latency_gain: float = 0.1
     latency_cooldown_seconds: float = 2.0
 
     def __post_init__(self) -> None:
@@ -65,7 +68,7 @@ class PolicyConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"policy setting {name} must be a number of seconds > 0, or None, found {value}")
-        for name in ("new_level_step", "long_share", "latency_low"):
+        for name in ("new_level_step", "long_share", "latency_low", "latency_gain"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"policy setting {name} must be in (0, 1], found {getattr(self, name)}")
 
@@ -154,7 +157,8 @@ def decide(
         decisions.append(Decision(None, new_level, reason))
     if fast_level != signals.new_fast_level:
         raised = fast_level > signals.new_fast_level
-        decisions.append(Decision(None, fast_level, "latency pressure" if raised else "pressure gone", if_faster=True))
+        why = "latency pressure" if raised else "pressure gone"
+        decisions.append(Decision(None, fast_level, why, min_gain=config.latency_gain))
     return state, decisions
 
 
@@ -190,7 +194,7 @@ def _long_requests(summaries: Sequence[RequestSummary], share_bytes: float) -> d
 
 def _quicken(summaries: Sequence[RequestSummary], signals: Signals, config: PolicyConfig, most: int) -> dict[str, int]:
     """Levels, at most `most` higher, that save the seconds by which objectives are missed, as far as time can be saved."""
-    paying = [summary for summary in summaries if summary.seconds_saved_per_layer > 0]
+    paying = [summary for summary in summaries if _gain(summary) >= config.latency_gain]
     aim = (1 + config.latency_low) / 2
     levels: dict[str, int] = {}
     waiting = max(signals.ttft_seconds or 0.0, signals.waiting_seconds or 0.0)
@@ -202,6 +206,12 @@ def _quicken(summaries: Sequence[RequestSummary], signals: Signals, config: Poli
             for name, level in _convert(paying, latency - aim * objective, saving, most).items():
                 levels[name] = max(level, levels.get(name, 0))
     return levels
+
+
+def _gain(summary: RequestSummary) -> float:
+    """Part of the time its rest takes with full attention that a request saves with all its layers converted."""
+    saved = summary.seconds_saved_per_layer * summary.max_level
+    return saved / summary.full_seconds if saved > 0 and summary.full_seconds else 0.0
 
 
 def _convert(

@@ -25,22 +25,25 @@ class LevelRules:
         foldable: whether layers of running requests can be converted.
         new_level: level of new requests that save memory by it, where none is forced.
         new_fast_level: level of new requests that save time by it, likewise.
+        min_gain: part of its time that a request must save, all layers converted, for `new_fast_level` to hold.
     """
 
     forced: int | None
     foldable: bool
     new_level: int = 0
     new_fast_level: int = 0
+    min_gain: float = 0.0
 
-    def wanted(self, request: Request, bytes_saved: float, seconds_saved: float) -> int:
+    def wanted(self, request: Request, bytes_saved: float, gain: float) -> int:
         """The level asked for by hand or by policy, within the request's bounds.
 
         Args:
             request: the request.
             bytes_saved: bytes (or units) each converted layer saves of it; negative where it takes some.
-            seconds_saved: time each converted layer saves of it; negative likewise.
+            gain: part of its time that all layers converted would save; negative likewise.
         """
-        by_policy = start_level(self.new_level, self.new_fast_level, bytes_saved, seconds_saved)
+        saves_time = gain > 0 and gain >= self.min_gain
+        by_policy = start_level(self.new_level, self.new_fast_level, bytes_saved > 0, saves_time)
         return min(max(by_policy if self.forced is None else self.forced, request.min_level), request.max_level)
 
     def starts(self, request: Request, wanted: int) -> list[tuple[int, int]]:
@@ -95,10 +98,18 @@ class Admission:
     def wanted(self, request: Request) -> int:
         """Level a request is to start at."""
         saved = self._arena.page_count(request.final_tokens) - self._arena.slot_units
-        expected = min(request.max_tokens, self._scheduler.reserve_tokens)
-        cost, rows = self._pace.cost, len(self._scheduler.running) + 1
-        seconds = 0.0 if cost is None else cost.saving_per_layer(len(request.prompt), expected, rows=rows)
-        return self._rules.wanted(request, saved, seconds)
+        return self._rules.wanted(request, saved, self._gain(request))
+
+    def _gain(self, request: Request) -> float:
+        """Part of the time of a new request that all layers converted would save."""
+        cost, running = self._pace.cost, self._scheduler.running.values()
+        if cost is None:
+            return 0.0
+        tokens, expected = len(request.prompt), min(request.max_tokens, self._scheduler.reserve_tokens)
+        rows, alike = len(running) + 1, sum(len(other.prompt) >= cost.break_even_keys for other in running) + 1
+        saved = cost.saving_per_layer(tokens, expected, rows=rows, converted_rows=alike) * len(self._decoder.order)
+        whole = cost.request_seconds(tokens, expected, self._decoder.n_layers, rows=rows)
+        return saved / whole if whole else 0.0
 
     def profitable(self, request: Request) -> bool:
         """Whether converting a layer of `request` frees memory: now, or, while its prompt is being read, in the end."""

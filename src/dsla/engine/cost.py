@@ -172,14 +172,23 @@ class CostModel:
         again = self.base + kept * self.kept_layer + converted * self.converted_layer
         return whole + (-(-tokens // chunk) - 1) * again if tokens else 0.0
 
-    def decode_saving_per_layer(self, context: int, rows: int = 1) -> float:
+    @property
+    def break_even_keys(self) -> float:
+        """Keys from which on a decode row saves time in a converted layer, but for what the layer costs the whole step."""
+        return self.decode_converted / self.decode_pair if self.decode_pair else math.inf
+
+    def decode_saving_per_layer(self, context: int, rows: int = 1, converted_rows: int = 1) -> float:
         """Seconds one more converted layer saves of each next token of a request; negative where it costs time.
+
+        What a layer costs a step, however many rows it has, is shared: a layer that some keep and others have converted
+        costs both.
 
         Args:
             context: tokens the request has seen.
-            rows: requests that decode together; what the layer costs a step, however many convert it, is shared by them.
+            rows: requests that decode together.
+            converted_rows: those of them for which layers are converted, this one among them.
         """
-        shared = (self.kept_layer - self.converted_layer) / rows
+        shared = self.kept_layer / rows - self.converted_layer / converted_rows
         return (context + 1) * self.decode_pair - self.decode_converted + shared
 
     def prefill_saving_per_layer(self, tokens: int, prior: int = 0) -> float:
@@ -193,18 +202,36 @@ class CostModel:
         """
         return _pairs(tokens, prior) * self.prefill_pair - tokens * self.prefill_converted
 
-    def saving_per_layer(self, tokens: int, new_tokens: int, prior: int = 0, rows: int = 1) -> float:
+    def saving_per_layer(
+        self, tokens: int, new_tokens: int, prior: int = 0, rows: int = 1, converted_rows: int = 1
+    ) -> float:
         """Seconds one more converted layer saves of the rest of a request, without what its fold costs.
 
         Args:
             tokens: tokens of the prompt that are not computed yet.
             new_tokens: tokens it is expected to generate yet.
             prior: tokens it has seen.
-            rows: requests that decode together.
+            rows: as for `decode_saving_per_layer`.
+            converted_rows: likewise.
         """
         keys = _pairs(new_tokens, prior + tokens) - new_tokens
-        generated = keys * self.decode_pair + new_tokens * self.decode_saving_per_layer(0, rows)
-        return self.prefill_saving_per_layer(tokens, prior) + generated
+        row = self.decode_saving_per_layer(0, rows, converted_rows)
+        return self.prefill_saving_per_layer(tokens, prior) + keys * self.decode_pair + new_tokens * row
+
+    def request_seconds(self, tokens: int, new_tokens: int, layers: int, prior: int = 0, rows: int = 1) -> float:
+        """Seconds the rest of a request takes with full attention, its share of what steps cost whatever they compute.
+
+        Args:
+            tokens: tokens of the prompt that are not computed yet.
+            new_tokens: tokens it is expected to generate yet.
+            layers: of the model.
+            prior: tokens it has seen.
+            rows: requests that decode together.
+        """
+        keys = _pairs(new_tokens, prior + tokens)
+        prefill = tokens * self.token + layers * _pairs(tokens, prior) * self.prefill_pair
+        share = (self.base + layers * self.kept_layer) / rows
+        return prefill + layers * keys * self.decode_pair + new_tokens * (self.row + share)
 
 
 @dataclass(frozen=True)
@@ -231,7 +258,7 @@ class Correction:
         return Correction(self.ratio ** (1 - _NEWEST) * found**_NEWEST)
 
 
-_RATIOS = (0.25, 8.0)
+_RATIOS = (1 / 64, 64.0)
 _NEWEST = 0.1
 
 

@@ -151,11 +151,13 @@ class LevelControl:
             chunks = [chunk for chunk in chunks if chunk.request is not last]
 
     def _set_new_level(self, decision: Decision, now: float) -> None:
-        name = "new_fast_level" if decision.if_faster else "new_level"
+        name = "new_level" if decision.min_gain is None else "new_fast_level"
         before, level = getattr(self._rules, name), min(max(decision.level, 0), self.max_level)
         if level != before:
             self._log.add(Event(now, name.replace("_", "-"), None, decision.reason, from_level=before, to_level=level))
             setattr(self._rules, name, level)
+        if decision.min_gain is not None:
+            self._rules.min_gain = decision.min_gain
 
     def _aim(self, request: Request, level: int, reason: str) -> None:
         if level > max(request.level, request.goal.level if request.goal else 0):

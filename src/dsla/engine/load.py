@@ -101,8 +101,11 @@ class Load:
 
     def summaries(self) -> list[RequestSummary]:
         """The running requests."""
-        decoding = max(sum(request.pending == 1 for request in self._scheduler.running.values()), 1)
-        return [self._summary(request, decoding) for request in self._scheduler.running.values()]
+        cost, running = self._pace.cost, self._scheduler.running.values()
+        decoding = [request for request in running if request.pending == 1]
+        alike = 0 if cost is None else sum(request.computed >= cost.break_even_keys for request in decoding)
+        rows, converted_rows = max(len(decoding), 1), max(alike, 1)
+        return [self._summary(request, rows, converted_rows) for request in running]
 
     def _open(self) -> list[Request]:
         return [*self._scheduler.running.values(), *self._scheduler.waiting]
@@ -123,13 +126,14 @@ class Load:
         rest = sum(request.prompt_left for request in reading[_SAMPLE:])
         return seconds * (1 + rest / tokens if tokens else 1) * self._pace.ratio
 
-    def _summary(self, request: Request, decoding: int) -> RequestSummary:
+    def _summary(self, request: Request, rows: int, converted_rows: int) -> RequestSummary:
         prompt_pages, slot = self._arena.page_count(len(request.prompt)), self._arena.slot_units
         kept = self._decoder.n_layers - request.level
-        page_bytes, cost, ratio = self._arena.page_bytes, self._pace.cost, self._pace.ratio
+        page_bytes = self._arena.page_bytes
         saved_now = 0
         if request.computed and request.memory is not None and request.level < len(self._decoder.order):
             saved_now = request.memory.fold_gain(self._decoder.order[request.level])
+        new_tokens = max(min(request.max_tokens - len(request.output), self._scheduler.reserve_tokens), 1)
         return RequestSummary(
             id=request.id,
             level=request.level,
@@ -139,15 +143,22 @@ class Load:
             prompt_bytes=(kept * prompt_pages + request.level * slot) * page_bytes,
             prompt_saving_per_layer=(prompt_pages - slot) * page_bytes,
             prompt_tokens_left=request.prompt_left,
-            new_tokens_left=max(min(request.max_tokens - len(request.output), self._scheduler.reserve_tokens), 1),
-            decode_saving_per_layer=(
-                0.0 if cost is None else cost.decode_saving_per_layer(request.computed, decoding) * ratio
-            ),
-            prefill_saving_per_layer=(
-                0.0 if cost is None else cost.prefill_saving_per_layer(request.prompt_left, request.computed) * ratio
-            ),
-            fold_seconds_per_layer=0.0 if cost is None else cost.fold_seconds(request.computed) * ratio,
+            new_tokens_left=new_tokens,
+            **self._seconds(request, new_tokens, rows, converted_rows),
         )
+
+    def _seconds(self, request: Request, new_tokens: int, rows: int, converted_rows: int) -> dict[str, float]:
+        """What of a summary is told by the cost model; nothing without one."""
+        cost, left, computed = self._pace.cost, request.prompt_left, request.computed
+        if cost is None:
+            return {}
+        seconds = {
+            "decode_saving_per_layer": cost.decode_saving_per_layer(computed, rows, converted_rows),
+            "prefill_saving_per_layer": cost.prefill_saving_per_layer(left, computed),
+            "fold_seconds_per_layer": cost.fold_seconds(computed),
+            "full_seconds": cost.request_seconds(left, new_tokens, self._decoder.n_layers, computed, rows),
+        }
+        return {name: value * self._pace.ratio for name, value in seconds.items()}
 
 
 def _quantiles(values: Recent, now: float) -> dict[str, float] | None:

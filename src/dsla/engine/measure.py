@@ -24,17 +24,26 @@ _CHUNK, _PROBE = 256, 16
 _SCRATCH_BYTES = 256 << 20
 _ROUNDS = 10
 _SHARE = 1 / 30
+_SURE = 1 / 60
+"""Part of the time for all rounds that a step may take where there is time for several of them."""
 
 
 def load_or_measure(decoder: PackedDecoder, seconds: float = 3.0) -> CostModel:
     """The cost model of a decoder, measured at the first start and remembered for the next ones.
+
+    Where steps took so long that few of them could be timed, on a slow machine or on one that was busy, the next start
+    measures again.
 
     Args:
         decoder: the model.
         seconds: time to measure for, about.
     """
     facts = {**facts_of(decoder), "threads": torch.get_num_threads()}
-    return remembered("costs", facts, lambda: measure(decoder, seconds), asdict, _restore)
+
+    def sure(costs: CostModel) -> bool:
+        return costs.base <= _SURE * seconds
+
+    return remembered("costs", facts, lambda: measure(decoder, seconds), asdict, _restore, sure)
 
 
 def measure(decoder: PackedDecoder, seconds: float = 3.0) -> CostModel:

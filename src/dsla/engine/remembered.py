@@ -57,6 +57,7 @@ def remembered(
     measure: Callable[[], T],
     store: Callable[[T], Any],
     restore: Callable[[Any], T],
+    sure: Callable[[T], bool] = lambda found: True,
 ) -> T:
     """What was measured under the same facts before, or else is measured now.
 
@@ -66,6 +67,7 @@ def remembered(
         measure: measures.
         store: turns what was measured into JSON data.
         restore: turns it back; raises EngineError, TypeError or ValueError where it is none of its own.
+        sure: whether what was measured is to be remembered. Default: always.
     """
     text = json.dumps(facts, sort_keys=True)
     path = cache_dir() / "measured" / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
@@ -75,6 +77,9 @@ def remembered(
         except (OSError, ValueError, KeyError, TypeError, EngineError) as error:
             _log.warning("%s is damaged (%s: %s): measuring anew", path, type(error).__name__, error)
     found = measure()
+    if not sure(found):
+        _log.warning("%s were measured on a slow or busy machine: the next start measures them again", kind)
+        return found
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"facts": dict(facts), "measured": store(found)})

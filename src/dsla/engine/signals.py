@@ -67,6 +67,7 @@ class RequestSummary:
         decode_saving_per_layer: seconds one more converted layer saves of each of those; negative where it costs time.
         prefill_saving_per_layer: seconds one more converted layer saves of the rest of its prompt; negative likewise.
         fold_seconds_per_layer: time it takes to convert one more layer.
+        full_seconds: time the rest of it would take with full attention.
     """
 
     id: str
@@ -81,6 +82,7 @@ class RequestSummary:
     decode_saving_per_layer: float = 0.0
     prefill_saving_per_layer: float = 0.0
     fold_seconds_per_layer: float = 0.0
+    full_seconds: float = 0.0
 
     @property
     def seconds_saved_per_layer(self) -> float:
@@ -97,30 +99,30 @@ class Decision:
         request_id: the request, or None.
         level: its new level. Running requests are never lowered.
         reason: one word or two, for the event log.
-        if_faster: of new requests, whether it holds only where it makes them faster (`Signals.new_fast_level`), or also
-            where it only saves memory (`Signals.new_level`).
+        min_gain: of new requests: None = it holds where it saves memory (`Signals.new_level`); else only where all layers
+            converted would save at least this part of their time (`Signals.new_fast_level`).
     """
 
     request_id: str | None
     level: int
     reason: str
-    if_faster: bool = False
+    min_gain: float | None = None
 
 
 Policy = Callable[[Any, Signals, Sequence[RequestSummary], float], tuple[Any, list[Decision]]]
 """`(state, signals, summaries, now) -> (state, decisions)`; the first state is None, `now` is in seconds."""
 
 
-def start_level(new_level: int, new_fast_level: int, bytes_saved: float, seconds_saved: float) -> int:
+def start_level(new_level: int, new_fast_level: int, saves_memory: bool, saves_time: bool) -> int:
     """Level a new request starts at under a policy, before its own bounds.
 
     Args:
         new_level: level of new requests that save memory by it.
         new_fast_level: level of new requests that save time by it.
-        bytes_saved: bytes each converted layer saves of the request in the end; negative below the break-even length.
-        seconds_saved: seconds each converted layer saves of the whole request (`CostModel.saving_per_layer`).
+        saves_memory: whether converted layers save memory of the request in the end.
+        saves_time: whether they save enough of its time.
 
     Returns:
         The higher of the levels that pay, 0 if none does: a short request keeps full attention.
     """
-    return max(new_level if bytes_saved > 0 else 0, new_fast_level if seconds_saved > 0 else 0)
+    return max(new_level if saves_memory else 0, new_fast_level if saves_time else 0)
