@@ -4,7 +4,8 @@
 
 Two servers (`dsla serve`) with the same memory stay up; one computes at a time. Of each trace, first, with a server at
 level 0: the latencies of requests sent one by one, of which the objectives are a multiple (`SLO_SCALE`), and its capacity:
-requests a second when all come at once. Then a replay at each multiple of that capacity, at level 0 and adaptive in turn.
+requests a second when all come at once. Then a replay at each multiple of that capacity. A machine may be slow for minutes, so
+the trace is cut into parts (`--turns`), and each part is replayed against both servers, now the one first, now the other.
 Results go to `serving.json` in the folder of this kind of processor in `benchmarks/results/` after every replay; other traces
 that were replayed with the same settings before stay in it.
 """
@@ -27,7 +28,7 @@ from typing import Any
 
 from record import engine_results, origin
 
-from dsla.bench.goodput import Objectives, Outcome, summary
+from dsla.bench.goodput import Objectives, Outcome, span, summary
 from dsla.bench.replay import Server, find_server, replay
 from dsla.bench.trace import TraceRequest, Workload, fit, read_trace
 from dsla.storage import write_json
@@ -92,15 +93,28 @@ async def baseline(server: Server, workload: Workload) -> dict[str, Any]:
     }
 
 
-async def compared(servers: dict[str, Server], workload: Workload, rate: float, goal: Objectives, seed: int) -> Any:
-    """The same requests at a mean rate, to each server in turn."""
-    row: dict[str, Any] = {"rate": rate}
-    for setting, server in servers.items():
-        time.sleep(CALM)
-        row[setting] = summary(await replayed(server, workload.at_rate(rate).requests, seed), goal)
+async def compared(
+    servers: dict[str, Server], parts: list[tuple[TraceRequest, ...]], rate: float, goal: Objectives, seed: int
+) -> Any:
+    """The same requests at a mean rate to each server, part by part in turn."""
+    outcomes: dict[str, list[Outcome]] = {setting: [] for setting in servers}
+    seconds = dict.fromkeys(servers, 0.0)
+    for turn, part in enumerate(parts):
+        for setting in sorted(servers, reverse=turn % 2 == 0):
+            time.sleep(CALM)
+            found = await replayed(servers[setting], part, seed * len(parts) + turn)
+            outcomes[setting] += found
+            seconds[setting] += span(found)
+    row = {setting: summary(outcomes[setting], goal, seconds[setting]) for setting in servers}
     adaptive, level_0 = row["adaptive"]["goodput"], row["level 0"]["goodput"]
-    row["goodput_ratio"] = 1.0 if adaptive == level_0 else adaptive / max(level_0, 1e-9)
-    return row
+    return {"rate": rate, **row, "goodput_ratio": 1.0 if adaptive == level_0 else adaptive / max(level_0, 1e-9)}
+
+
+def cut(requests: tuple[TraceRequest, ...], turns: int) -> list[tuple[TraceRequest, ...]]:
+    """Requests in parts of the same length, each beginning at 0."""
+    size = -(-len(requests) // turns)
+    parts = [requests[first : first + size] for first in range(0, len(requests), size)]
+    return [tuple(replace(request, at=request.at - part[0].at) for request in part) for part in parts]
 
 
 async def run(arguments: argparse.Namespace) -> None:
@@ -123,7 +137,8 @@ async def run(arguments: argparse.Namespace) -> None:
     for path in arguments.traces:
         workload = fit(read_trace(path), arguments.requests, arguments.scale, *limits)
         with served(*common, "--level", "0") as base:
-            result = await baseline(await find_server(base, VOCABULARY), workload) | {"origin": origin(), "rates": {}}
+            result = await baseline(await find_server(base, VOCABULARY), workload)
+        result |= {"turns": arguments.turns, "origin": origin(), "rates": {}}
         data["traces"][path.name.partition(".")[0]] = result
         goal = Objectives(**result["objectives"])
         print(f"{path.name}: capacity {result['capacity']:.3f}/s, {goal}", flush=True)  # noqa: T201
@@ -134,7 +149,8 @@ async def run(arguments: argparse.Namespace) -> None:
             for server in servers.values():
                 await replayed(server, workload.requests[:1], 1)
             for seed, multiple in enumerate(arguments.rates, 3):
-                row = await compared(servers, workload, multiple * result["capacity"], goal, seed)
+                rate = multiple * result["capacity"]
+                row = await compared(servers, cut(workload.at_rate(rate).requests, arguments.turns), rate, goal, seed)
                 result["rates"][f"{multiple:g}"] = row
                 shown = {s: (row[s]["met"], round(row[s]["goodput"], 4), row[s]["mean_level"]) for s in servers}
                 print(f"  {multiple:g}x: {shown}, ratio {row['goodput_ratio']:.2f}", flush=True)  # noqa: T201
@@ -147,6 +163,7 @@ def main() -> None:
     parser.add_argument("--traces", type=Path, nargs="+", required=True)
     parser.add_argument("--rates", type=float, nargs="+", default=[0.5, 1.0, 1.5, 2.0], help="times level 0's capacity")
     parser.add_argument("--requests", type=int, default=48)
+    parser.add_argument("--turns", type=int, default=4, help="parts of a trace")
     parser.add_argument("--scale", type=float, default=0.25, help="factor for lengths")
     parser.add_argument(
         "--max-tokens", type=int, default=8192, help="requests longer than this are dropped and counted"

@@ -99,19 +99,25 @@ class Outcome:
         return data
 
 
-def summary(outcomes: Sequence[Outcome], objectives: Objectives) -> dict[str, Any]:
+def span(outcomes: Sequence[Outcome]) -> float:
+    """Seconds from the first arrival to the last answer of a run."""
+    return max(max(outcome.ended for outcome in outcomes) - min(outcome.due for outcome in outcomes), 1e-9)
+
+
+def summary(outcomes: Sequence[Outcome], objectives: Objectives, seconds: float | None = None) -> dict[str, Any]:
     """What a run says of a server.
 
     Args:
         outcomes: of all requests of the run, at least one.
         objectives: what goodput counts.
+        seconds: the time of all runs, where outcomes are of several. Default: their `span`.
 
     Returns:
         Counts by status, `met` (requests within the objectives), `seconds` from the first arrival to the last answer, rates
         over those seconds (`goodput` is `met` a second), and mean and percentiles of the latencies, None without an answer.
     """
     done = [outcome for outcome in outcomes if outcome.status == DONE]
-    seconds = max(max(outcome.ended for outcome in outcomes) - min(outcome.due for outcome in outcomes), 1e-9)
+    seconds = span(outcomes) if seconds is None else seconds
     met = sum(outcome.meets(objectives) for outcome in outcomes)
     tokens = sum(outcome.output_tokens for outcome in done)
     levels = [outcome.level for outcome in done if outcome.level is not None]
