@@ -20,8 +20,9 @@ from torch import Tensor
 from dsla.errors import KernelError
 from dsla.mixers import AttentionShape, DslaConfig, DslaMixer
 from dsla.ops import attend_decode, attend_prefill, rms_norm, rotate, silu_mul
-from dsla.ops.cpu import bindings, build, kernels
-from dsla.ops.linear import add_swiglu, linear_int4, linear_packed, pack, pack_int4, rows, unpack, unpack_int4
+from dsla.ops.cpu import Weight, bindings, build, kernels
+from dsla.ops.layer import add_attended, add_swiglu, project
+from dsla.ops.linear import linear_int4, linear_packed, multiply, pack, pack_int4, rows, unpack, unpack_int4
 
 needs_kernels = pytest.mark.skipif(kernels() is None, reason="no C++ compiler on this machine")
 PAGE = 16
@@ -313,10 +314,72 @@ def test_int4_with_extreme_inputs(value: float, n: int) -> None:
 def test_swiglu_in_one_call_is_its_steps(packs: Callable[[Tensor], Tensor], width: int, inner: int, n: int) -> None:
     torch.manual_seed(n)
     x, norm = torch.randn(n, width).bfloat16(), torch.rand(width).bfloat16()
-    up, down = (packs(torch.randn(*size).bfloat16()) for size in ((2 * inner, width), (width, inner)))
-    product = linear_packed if packs is pack else linear_int4
-    expected = x + product(silu_mul(product(rms_norm(x, norm, 1e-5), up)), down)
+    up, down = (Weight(packs(torch.randn(*size).bfloat16())) for size in ((2 * inner, width), (width, inner)))
+    expected = x + multiply(silu_mul(multiply(rms_norm(x, norm, 1e-5), up)), down)
     assert torch.equal(add_swiglu(x, norm, 1e-5, up, down), expected)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("n", "changed"), [(1, slice(0, 1)), (5, slice(1, 4)), (5, None), (70, slice(3, 70))])
+@pytest.mark.parametrize("turned", [64, 32])
+@pytest.mark.parametrize("packs", [pack, pack_int4])
+def test_attention_of_a_layer_in_two_calls_is_its_steps(
+    packs: Callable[[Tensor], Tensor], turned: int, n: int, changed: slice | None
+) -> None:
+    torch.manual_seed(n)
+    width, heads, groups, dim, rank = 96, 4, 2, 64, 32
+    x, norm, attended = (
+        torch.randn(n, width).bfloat16(),
+        torch.rand(width).bfloat16(),
+        torch.randn(n, heads * dim).bfloat16(),
+    )
+    qkv = Weight(packs(torch.randn((heads + 2 * groups) * dim, width).bfloat16()), torch.randn(512).bfloat16())
+    o = Weight(
+        packs(torch.randn(width, heads * dim).bfloat16()), None if turned == dim else torch.randn(width).bfloat16()
+    )
+    deltas = [
+        (pack(torch.randn(rank, n_in).bfloat16()), pack(torch.randn(n_out, rank).bfloat16()))
+        for n_in, n_out in ((width, heads * dim), (heads * dim, width))
+    ]
+    cos, sin = (f(torch.rand(n, turned) * 6).bfloat16() for f in (torch.cos, torch.sin))
+    normed = rms_norm(x, norm, 1e-5)
+    wide, out = multiply(normed, qkv).unflatten(1, (-1, dim)), multiply(attended, o)
+    if changed is not None:
+        (q_down, q_up), (o_down, o_up) = deltas
+        wide[changed, :heads] += linear_packed(linear_packed(normed[changed], q_down), q_up).unflatten(1, (heads, dim))
+        out[changed] += linear_packed(linear_packed(attended[changed], o_down), o_up)
+    wide[:, : heads + groups] = rotate(wide[:, : heads + groups], cos, sin)
+    in_q, in_o = deltas if changed is not None else (None, None)
+    rows = changed or slice(0, 0)
+    found = project(x, norm, 1e-5, qkv, heads, groups, cos, sin, in_q, rows)
+    assert torch.equal(found[0], normed) and torch.equal(found[1], wide)
+    assert torch.equal(add_attended(x, attended, o, in_o, rows), x + out)
+
+
+@pytest.mark.usefixtures("python_only")
+def test_a_layer_without_kernels() -> None:
+    torch.manual_seed(0)
+    width, heads, groups, dim = 64, 2, 1, 32
+    x, norm, attended = (
+        torch.randn(5, width).bfloat16(),
+        torch.rand(width).bfloat16(),
+        torch.randn(5, heads * dim).bfloat16(),
+    )
+    qkv, o, down, up = (
+        torch.randn(*size).bfloat16()
+        for size in ((4 * dim, width), (width, heads * dim), (32, width), (heads * dim, 32))
+    )
+    cos, sin = (f(torch.rand(5, dim) * 6).bfloat16() for f in (torch.cos, torch.sin))
+    normed = rms_norm(x, norm, 1e-5)
+    wide = F.linear(normed, qkv)
+    wide[2:4, : heads * dim] += F.linear(F.linear(normed[2:4], down), up)
+    expected = wide.unflatten(1, (-1, dim))
+    delta = (pack(down), pack(up))
+    found = project(x, norm, 1e-5, Weight(pack(qkv)), heads, groups, cos, sin, delta, slice(2, 4))[1]
+    assert torch.equal(found[:, :3], rotate(expected[:, :3], cos, sin)) and torch.equal(found[:, 3:], expected[:, 3:])
+    out = F.linear(attended, o)
+    out[1:2] += F.linear(F.linear(attended[1:2], down), up)
+    assert torch.equal(add_attended(x, attended, Weight(pack(o)), delta, slice(1, 2)), x + out)
 
 
 @pytest.mark.usefixtures("python_only")

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from dsla.engine.arena import Arena
 from dsla.engine.batch import PackedBatch, Split
+from dsla.engine.layer import LayerWeights
 from dsla.engine.linears import Int4Linear, packed_delta
-from dsla.engine.weights import Checkpoint, DecoderWeights, LayerWeights, build_weights
+from dsla.engine.weights import Checkpoint, DecoderWeights, build_weights
 from dsla.errors import ModelError
 from dsla.families import Family, attention_shape, context_length, family_of
 from dsla.mixers import DslaMixer, SoftmaxMixer, StateSpec
-from dsla.ops import rotate
 from dsla.ops.linear import GROUP, LANES
 from dsla.ops.shapes import state_dtype as computed_in
 
@@ -218,36 +218,36 @@ class PackedDecoder:
         hidden = self.weights.embed.rows(batch.tokens)
         cos, sin = (torch.cat([table, table], -1) for table in (self._cos[batch.positions], self._sin[batch.positions]))
         for layer, weights in enumerate(self.weights.layers):
-            x = weights.attention_norm(hidden)
-            hidden = hidden + self._attention(layer, weights, x, cos, sin, batch, arena)
+            hidden, x = self._add_attention(layer, weights, hidden, cos, sin, batch, arena)
             hidden = weights.add_mlp(hidden, x)
         return self.weights.head(self.weights.norm(hidden[batch.sample_rows]))
 
-    def _attention(
-        self, layer: int, weights: LayerWeights, x: Tensor, cos: Tensor, sin: Tensor, batch: PackedBatch, arena: Arena
-    ) -> Tensor:
-        heads, groups, dim = self.shape.n_heads, self.shape.n_kv_heads, self.shape.head_dim
+    def _add_attention(
+        self,
+        layer: int,
+        weights: LayerWeights,
+        hidden: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        batch: PackedBatch,
+        arena: Arena,
+    ) -> tuple[Tensor, Tensor]:
+        """`hidden` `[T, width]` and what attention adds to it; and what attention has read."""
         split = batch.split(layer)
-        qk, v = weights.qkv(x).view(x.shape[0], -1, dim).split_with_sizes([heads + groups, groups], 1)
-        q, k = qk.split_with_sizes([heads, groups], 1)
-        if split.any_converted:
-            rows, (add_q, add_o) = split.converted_rows, self._deltas[layer]
-            add_q(x[rows], q[rows].flatten(1))
-        if weights.q_norm is not None and weights.k_norm is not None:
-            q, k = weights.q_norm(q), weights.k_norm(k)
-            qk = torch.cat([q, k], 1)
-        rotated_q, rotated_k = rotate(qk, cos, sin).split_with_sizes([heads, groups], 1)
-        parts = self._attend(layer, rotated_q, rotated_k, v, split, arena)
-        if split.any_converted:
-            plain = (q, k) if not self.mixers[layer].config.rope else (rotated_q, rotated_k)
+        rows, converted = split.converted_rows, split.any_converted
+        q_delta, o_delta = self._deltas[layer] if converted else (None, None)
+        plain = converted and not self.mixers[layer].config.rope
+        inputs = weights.project(hidden, cos, sin, self.shape, q_delta, rows, plain)
+        x, q, k, v = inputs.x, inputs.q, inputs.k, inputs.v
+        parts = self._attend(layer, q, k, v, split, arena)
+        if converted:
+            if plain and inputs.plain:
+                q, k = inputs.plain
             # In packing order: what is converted lies between decodes and chunks that are not.
             place = bool(split.kept_decodes)
-            parts[place:place] = self._mix(layer, x, *plain, v, split, arena)
+            parts[place:place] = self._mix(layer, x, q, k, v, split, arena)
         y = (parts[0] if len(parts) == 1 else torch.cat(parts)).flatten(1)
-        out = weights.o(y)
-        if split.any_converted:
-            add_o(y[rows], out[rows])
-        return out
+        return weights.add_attended(hidden, y, o_delta, rows), x
 
     def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, split: Split, arena: Arena) -> list[Tensor]:
         """Softmax attention of the segments that keep this layer: `[n, H, D]` of all decodes, and of each chunk."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dsla.mixers.dsla import LowRank
-from dsla.ops.cpu import native
-from dsla.ops.linear import add_low_rank, fits, linear_int4, linear_packed, pack, pack_int4, rows
+from dsla.ops.cpu import Weight, native
+from dsla.ops.layer import add_low_rank
+from dsla.ops.linear import fits, multiply, pack, pack_int4, rows
 
 
 @dataclass(frozen=True)
@@ -29,29 +31,31 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class PackedLinear:
-    """A bf16 weight as panels for the CPU kernels (`dsla.ops.linear.pack`)."""
+class Packed:
+    """A weight as panels, and bias `[n_out]` (or None)."""
 
     panels: Tensor
     bias: Tensor | None = None
 
+    @cached_property
+    def weight(self) -> Weight:
+        """Both, as the CPU kernels take them."""
+        return Weight(self.panels, self.bias)
+
     def __call__(self, x: Tensor) -> Tensor:
-        return linear_packed(x, self.panels, self.bias)
+        return multiply(x, self.weight)
+
+
+class PackedLinear(Packed):
+    """A bf16 weight as panels for the CPU kernels (`dsla.ops.linear.pack`)."""
 
     def rows(self, index: Tensor) -> Tensor:
         """Rows `index` `[n]` of the weight, `[n, n_in]`."""
         return rows(self.panels, index)
 
 
-@dataclass(frozen=True)
-class Int4Linear:
+class Int4Linear(Packed):
     """A weight rounded to four bits in groups of 32 inputs (`dsla.ops.linear.pack_int4`)."""
-
-    panels: Tensor
-    bias: Tensor | None = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return linear_int4(x, self.panels, self.bias)
 
 
 Projection = Linear | PackedLinear | Int4Linear
@@ -65,13 +69,18 @@ class PackedDelta:
     down: Tensor
     up: Tensor
 
+    @property
+    def panels(self) -> tuple[Tensor, Tensor]:
+        """Both, as the CPU kernels take them."""
+        return self.down, self.up
+
     def __call__(self, x: Tensor, y: Tensor) -> None:
         """Adds it to rows `y` `[n, n_out]`, of `x` `[n, n_in]`."""
         add_low_rank(x, self.down, self.up, y)
 
 
 @dataclass(frozen=True)
-class Delta:
+class PlainDelta:
     """A low-rank delta as it is, computed in its own dtype."""
 
     low_rank: LowRank
@@ -79,6 +88,9 @@ class Delta:
     def __call__(self, x: Tensor, y: Tensor) -> None:
         """Adds it to rows `y` `[n, n_out]`, of `x` `[n, n_in]`."""
         y += self.low_rank(x)
+
+
+Delta = PlainDelta | PackedDelta
 
 
 def packed(linear: Linear) -> Linear | PackedLinear:
@@ -95,7 +107,7 @@ def rounded_to_int4(linear: Linear) -> Linear | PackedLinear | Int4Linear:
     return Int4Linear(pack_int4(linear.weight), linear.bias)
 
 
-def packed_delta(delta: LowRank, dtype: torch.dtype) -> Delta | PackedDelta:
+def packed_delta(delta: LowRank, dtype: torch.dtype) -> Delta:
     """A low-rank delta in the form the CPU kernels read fastest; as it is where they do not compute on it.
 
     Args:
@@ -104,5 +116,5 @@ def packed_delta(delta: LowRank, dtype: torch.dtype) -> Delta | PackedDelta:
     """
     down, up = delta.down.detach().to(dtype), delta.up.detach().to(dtype)
     if native(down) is None or not len(down) or not (fits(down) and fits(up)):
-        return Delta(delta)
+        return PlainDelta(delta)
     return PackedDelta(pack(down), pack(up))

@@ -2,101 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dsla.checkpoint import weight_files
-from dsla.engine.linears import Embedding, Int4Linear, Linear, PackedLinear, Projection, packed, rounded_to_int4
+from dsla.engine.layer import LayerNorm, LayerWeights, Mlp, Norm, RmsNorm
+from dsla.engine.linears import Embedding, Linear, Projection, packed, rounded_to_int4
 from dsla.errors import ModelError
 from dsla.families import ACTIVATIONS, NORM_EPS, Family, attention_shape
-from dsla.ops import rms_norm, silu_mul
-from dsla.ops.linear import add_swiglu
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-@dataclass(frozen=True)
-class RmsNorm:
-    """Weight `[n]` and epsilon; in fp32 at least."""
-
-    weight: Tensor
-    eps: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
-
-
-@dataclass(frozen=True)
-class LayerNorm:
-    """Weight and bias `[n]` and epsilon."""
-
-    weight: Tensor
-    bias: Tensor
-    eps: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-
-
-Norm = RmsNorm | LayerNorm
-
-
-@dataclass(frozen=True)
-class Mlp:
-    """Projections of an MLP; with a gate `up` gives the gate's input first, then what it scales."""
-
-    up: Projection
-    down: Projection
-    activation: Callable[[Tensor], Tensor]
-    gated: bool
-
-    @cached_property
-    def panels(self) -> tuple[Tensor, Tensor] | None:
-        """Panels of both projections where they make a SwiGLU without biases, for `dsla.ops.add_swiglu`."""
-        if self.gated and self.activation is F.silu:
-            match self.up, self.down:
-                case (PackedLinear(up, None), PackedLinear(down, None)) | (
-                    Int4Linear(up, None),
-                    Int4Linear(down, None),
-                ):
-                    return up, down
-        return None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        up = self.up(x)
-        if not self.gated:
-            return self.down(self.activation(up))
-        if self.activation is F.silu:
-            return self.down(silu_mul(up))
-        gate, up = up.chunk(2, -1)
-        return self.down(self.activation(gate) * up)
-
-
-@dataclass(frozen=True)
-class LayerWeights:
-    """One layer; `mlp_norm` is None where the MLP reads what attention reads, head norms where there are none."""
-
-    attention_norm: Norm
-    qkv: Projection
-    o: Projection
-    mlp_norm: Norm | None
-    mlp: Mlp
-    q_norm: Norm | None
-    k_norm: Norm | None
-
-    def add_mlp(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        """`hidden` `[n, width]` and what the MLP adds to it; `attended` is what attention has read."""
-        norm, panels = self.mlp_norm, self.mlp.panels
-        if isinstance(norm, RmsNorm) and panels is not None:
-            return add_swiglu(hidden, norm.weight, norm.eps, *panels)
-        return hidden + self.mlp(attended if norm is None else norm(hidden))
 
 
 @dataclass(frozen=True)

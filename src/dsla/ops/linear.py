@@ -6,12 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsla.ops.cpu import native
-from dsla.ops.rows import rms_norm, silu_mul
+from dsla.ops.cpu import Weight, native
 
 GROUP, LANES = 32, 16
-INT4_AXES = 4
-"""Axes of int4 panels; bf16 ones have one less."""
 
 
 def fits(weight: Tensor) -> bool:
@@ -44,40 +41,9 @@ def linear_int4(x: Tensor, panels: Tensor, bias: Tensor | None = None) -> Tensor
     return kernels.linear_int4(x.contiguous(), panels, bias)
 
 
-def add_low_rank(x: Tensor, down: Tensor, up: Tensor, y: Tensor) -> None:
-    """Adds `up(down(x))` to `y` in place, to the bit what its steps one by one give.
-
-    Args:
-        x: `[n, k]` bf16.
-        down: a weight of few outputs, from `pack`.
-        up: the weight from those to n_out, likewise.
-        y: `[n, n_out]` bf16.
-    """
-    kernels = native(x)
-    if kernels is None or y.stride(1) != 1:
-        y += linear_packed(linear_packed(x, down), up)
-    else:
-        kernels.add_low_rank(x.contiguous(), down, up, y)
-
-
-def add_swiglu(x: Tensor, norm: Tensor, eps: float, up: Tensor, down: Tensor) -> Tensor:
-    """`x + down(silu_mul(up(rms_norm(x))))`: what follows attention in a layer, to the bit what its steps one by one give.
-
-    Args:
-        x: `[n, width]` bf16.
-        norm: `[width]` bf16.
-        eps: of the norm.
-        up: the weight of gate, then up, from `pack` or `pack_int4`.
-        down: the weight of what is added, in the same form.
-
-    Returns:
-        `[n, width]` bf16.
-    """
-    kernels, int4 = native(x), up.dim() == INT4_AXES
-    if kernels is not None:
-        return kernels.add_swiglu(x.contiguous(), norm, eps, up, down, int4)
-    product = linear_int4 if int4 else linear_packed
-    return x + product(silu_mul(product(rms_norm(x, norm, eps), up)), down)
+def multiply(x: Tensor, weight: Weight) -> Tensor:
+    """`x weight^T + bias` `[n, n_out]` bf16 of `x` `[n, k]` bf16."""
+    return (linear_int4 if weight.int4 else linear_packed)(x, weight.panels, weight.bias)
 
 
 def pack(weight: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from dsla.errors import KernelError
 from dsla.ops.cpu.build import library
 
 MAX_DIM, MAX_STATES, MAX_NEAR = 256, 8, 1024
+_INT4_AXES = 4
 POOLS = ("states", "window_k", "window_v", "sinks_k", "sinks_v")
 
 _log = logging.getLogger(__name__)
@@ -36,10 +37,14 @@ _SIGNATURES = {
     "dsla_linear": [_int, *[_long] * 3, *[_pointer] * 4],
     "dsla_linear_int4": [_int, *[_long] * 3, *[_pointer] * 4],
     "dsla_add_low_rank": [_int, *[_long] * 4, *[_pointer] * 4, _long],
+    "dsla_project": [
+        _int, *[_long] * 6, _pointer, _pointer, _float, _int, *[_pointer] * 4, *[_long] * 3, *[_pointer] * 4,
+    ],
+    "dsla_add_attended": [_int, *[_long] * 3, _pointer, _pointer, _int, _pointer, _pointer, *[_long] * 3, *[_pointer] * 3],
     "dsla_add_swiglu": [_int, *[_long] * 3, _pointer, _pointer, _float, _int, *[_pointer] * 3],
     "dsla_rms_norm": [_int, _long, _long, _pointer, _pointer, _float, _pointer],
     "dsla_silu_mul": [_int, _long, _long, _pointer, _pointer],
-    "dsla_rotate": [_int, *[_long] * 4, _pointer, _long, _pointer, _pointer, _pointer],
+    "dsla_rotate": [_int, *[_long] * 4, _pointer, _long, *[_pointer] * 3, _long],
 }  # fmt: skip
 
 
@@ -113,6 +118,29 @@ class DslaWeights:
         return (self.temperature, self.floor, *(tensor.data_ptr() for tensor in self.tensors))
 
 
+@dataclass(frozen=True)
+class Weight:
+    """A weight as the kernels multiply with it.
+
+    Attributes:
+        panels: from `dsla.ops.linear.pack` `[n_out / 16, k / 2, 16]`, or from `pack_int4` `[n_out / 16, k / 32, 5, 16]`; int32.
+        bias: `[n_out]` bf16, or None.
+    """
+
+    panels: Tensor
+    bias: Tensor | None = None
+
+    @property
+    def int4(self) -> bool:
+        """Whether it is kept in four bits."""
+        return self.panels.dim() == _INT4_AXES
+
+    @property
+    def arguments(self) -> tuple[int | None, ...]:
+        """As the kernels take them."""
+        return self.int4, self.panels.data_ptr(), None if self.bias is None else self.bias.data_ptr()
+
+
 class Kernels:
     """The kernels of a compiled library; all take bfloat16 and use PyTorch's number of threads.
 
@@ -133,6 +161,7 @@ class Kernels:
         self._step, self._extend, self._fold = compiled.dsla_step, compiled.dsla_prefill, compiled.dsla_fold
         self._rms_norm = compiled.dsla_rms_norm
         self._linear, self._linear_int4 = compiled.dsla_linear, compiled.dsla_linear_int4
+        self._project, self._add_attended = compiled.dsla_project, compiled.dsla_add_attended
         self._add_swiglu, self._add_low_rank = compiled.dsla_add_swiglu, compiled.dsla_add_low_rank
         self._silu_mul, self._rotate = compiled.dsla_silu_mul, compiled.dsla_rotate
         self.int8_parts, self.tiles = int(compiled.dsla_int8_parts()), bool(compiled.dsla_tiles())
@@ -268,14 +297,49 @@ class Kernels:
             up.data_ptr(), y.data_ptr(), y.stride(0),
         )  # fmt: skip
 
-    def add_swiglu(self, x: Tensor, norm: Tensor, eps: float, up: Tensor, down: Tensor, int4: bool) -> Tensor:
-        """`x + down(silu_mul(up(rms_norm(x))))` of rows `[n, width]`, contiguous; weights as for `linear` or `linear_int4`."""
+    def project(
+        self,
+        x: Tensor,
+        norm: Tensor,
+        eps: float,
+        weight: Weight,
+        heads: int,
+        groups: int,
+        cos: Tensor,
+        sin: Tensor,
+        delta: tuple[Tensor, Tensor] | None,
+        rows: slice,
+    ) -> tuple[Tensor, Tensor]:
+        """Normed rows `[n, width]` and their queries, keys and values `[n, H + 2 G, D]`: see `dsla.ops.layer.project`."""
+        (n, width), n_out = x.shape, weight.panels.shape[0] * weight.panels.shape[-1]
+        dim = n_out // (heads + 2 * groups)
+        normed, y = torch.empty_like(x), x.new_empty(n, heads + 2 * groups, dim)
+        self._project(
+            torch.get_num_threads(), n, width, heads, groups, dim, cos.shape[1], x.data_ptr(), norm.data_ptr(), eps,
+            *weight.arguments, cos.data_ptr(), sin.data_ptr(), *_delta(delta, rows), normed.data_ptr(), y.data_ptr(),
+        )  # fmt: skip
+        return normed, y
+
+    def add_attended(
+        self, x: Tensor, attended: Tensor, weight: Weight, delta: tuple[Tensor, Tensor] | None, rows: slice
+    ) -> Tensor:
+        """`x + weight attended` and a delta on some rows, `[n, width]`: see `dsla.ops.layer.add_attended`."""
         y = torch.empty_like(x)
         n, width = x.shape
-        inner = up.shape[0] * up.shape[-1] // 2
+        self._add_attended(
+            torch.get_num_threads(), n, attended.shape[1], width, x.data_ptr(), attended.data_ptr(), *weight.arguments,
+            *_delta(delta, rows), y.data_ptr(),
+        )  # fmt: skip
+        return y
+
+    def add_swiglu(self, x: Tensor, norm: Tensor, eps: float, up: Weight, down: Weight) -> Tensor:
+        """`x + down(silu_mul(up(rms_norm(x))))` of rows `[n, width]`, contiguous: see `dsla.ops.layer.add_swiglu`."""
+        y = torch.empty_like(x)
+        n, width = x.shape
+        inner = up.panels.shape[0] * up.panels.shape[-1] // 2
         self._add_swiglu(
-            torch.get_num_threads(), n, width, inner, x.data_ptr(), norm.data_ptr(), eps, int4, up.data_ptr(),
-            down.data_ptr(), y.data_ptr(),
+            torch.get_num_threads(), n, width, inner, x.data_ptr(), norm.data_ptr(), eps, up.int4, up.panels.data_ptr(),
+            down.panels.data_ptr(), y.data_ptr(),
         )  # fmt: skip
         return y
 
@@ -300,9 +364,17 @@ class Kernels:
         y = x.new_empty(x.shape)
         self._rotate(
             torch.get_num_threads(), *x.shape, cos.shape[1], x.data_ptr(), x.stride(0), cos.data_ptr(), sin.data_ptr(),
-            y.data_ptr(),
+            y.data_ptr(), y.stride(0),
         )  # fmt: skip
         return y
+
+
+def _delta(delta: tuple[Tensor, Tensor] | None, rows: slice) -> tuple[int | None, ...]:
+    """First row, number of rows, rank and both weights of a low-rank delta."""
+    if delta is None:
+        return 0, 0, 0, None, None
+    down, up = delta
+    return rows.start, rows.stop - rows.start, down.shape[0] * down.shape[-1], down.data_ptr(), up.data_ptr()
 
 
 def _sizes(q: Tensor, k: Tensor, pools: Sequence[Tensor]) -> tuple[int, ...]:

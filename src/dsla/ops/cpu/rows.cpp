@@ -56,17 +56,17 @@ void dsla_silu_mul(int threads, int64_t n, int64_t width, const uint16_t* x, uin
     }
 }
 
-// y [n, heads, dim] = x (rows `stride` elements apart), the first `turned` dims of each head rotated by cos and sin [n, turned]
-// of its position; half-split layout.
-void dsla_rotate(int threads, int64_t n, int64_t heads, int64_t dim, int64_t turned, const uint16_t* x, int64_t stride,
-                 const uint16_t* cos, const uint16_t* sin, uint16_t* y) {
+// y [n, heads, dim] = x, rows `x_stride` and `y_stride` elements apart, the first `turned` dims of each head rotated by cos and
+// sin [n, turned] of its position; half-split layout. y may be x.
+void dsla_rotate(int threads, int64_t n, int64_t heads, int64_t dim, int64_t turned, const uint16_t* x, int64_t x_stride,
+                 const uint16_t* cos, const uint16_t* sin, uint16_t* y, int64_t y_stride) {
     const int64_t half = turned / 2;
 #pragma omp parallel for schedule(static) num_threads(threads) if (n > 64)
     for (int64_t i = 0; i < n; i++) {
         const uint16_t *c = cos + i * turned, *s = sin + i * turned;
         for (int64_t h = 0; h < heads; h++) {
-            const uint16_t *first = x + i * stride + h * dim, *second = first + half;
-            uint16_t *to_first = y + (i * heads + h) * dim, *to_second = to_first + half;
+            const uint16_t *first = x + i * x_stride + h * dim, *second = first + half;
+            uint16_t *to_first = y + i * y_stride + h * dim, *to_second = to_first + half;
             int64_t d = 0;
             for (; d + LANES <= half; d += LANES) {
                 const vf a = widen(first + d), b = widen(second + d);
@@ -78,7 +78,7 @@ void dsla_rotate(int threads, int64_t n, int64_t heads, int64_t dim, int64_t tur
                 to_first[d] = narrow(rounded(a * widen(c[d])) + rounded(-b * widen(s[d])));
                 to_second[d] = narrow(rounded(b * widen(c[half + d])) + rounded(a * widen(s[half + d])));
             }
-            std::memcpy(to_first + turned, first + turned, (dim - turned) * 2);
+            if (to_first != first) std::memcpy(to_first + turned, first + turned, (dim - turned) * 2);
         }
     }
 }
