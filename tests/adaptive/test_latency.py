@@ -48,7 +48,7 @@ def running(
     )  # fmt: skip
 
 
-LATE = {"ttft": {"ttft_seconds": 2.1}, "tpot": {"tpot_seconds": 0.11}, "waiting": {"waiting_seconds": 2.1}}
+LATE = {"ttft": {"ttft_seconds": 2.1}, "itl": {"itl_seconds": 0.11}, "waiting": {"waiting_seconds": 2.1}}
 
 
 @pytest.mark.parametrize("latency", LATE.values(), ids=LATE.keys())
@@ -68,7 +68,7 @@ def test_without_objectives_latencies_mean_nothing(latency: dict[str, float]) ->
 
 
 def test_a_fold_that_does_not_pay_any_more_is_not_made() -> None:
-    late = load(tpot_seconds=0.2)
+    late = load(itl_seconds=0.2)
     _, decisions = decide(None, late, [running("ends", 0.001, fold=0.05, tokens=49)], 0.0, CONFIG)
     assert [decision.request_id for decision in decisions] == [None]
     _, decisions = decide(None, late, [running("goes on", 0.001, fold=0.05, tokens=51)], 0.0, CONFIG)
@@ -76,7 +76,7 @@ def test_a_fold_that_does_not_pay_any_more_is_not_made() -> None:
 
 
 def test_long_requests_go_first_and_only_as_far_as_needed() -> None:
-    late = load(tpot_seconds=0.12)
+    late = load(itl_seconds=0.12)
     _, decisions = decide(None, late, [running("short", 0.002), running("long", 0.03)], 0.0, CONFIG)
     assert {d.request_id: d.level for d in decisions if d.request_id} == {"long": 2}
 
@@ -113,12 +113,12 @@ def test_both_pressures_name_a_request_once_at_the_higher_level() -> None:
 
 def test_new_requests_come_back_when_both_are_calm() -> None:
     state, now = PolicyState(), 0.0
-    for busy in (load(500, 4, 4), load(100, 4, 4, ttft_seconds=1.3), load(100, 4, 4, tpot_seconds=0.07)):
+    for busy in (load(500, 4, 4), load(100, 4, 4, ttft_seconds=1.3), load(100, 4, 4, itl_seconds=0.07)):
         for _ in range(30):
             state, decisions = decide(state, busy, [], now, CONFIG)
             assert decisions == []
             now += 1.0
-    state, decisions = decide(state, load(100, 4, 4, ttft_seconds=1.1, tpot_seconds=0.05), [], now, CONFIG)
+    state, decisions = decide(state, load(100, 4, 4, ttft_seconds=1.1, itl_seconds=0.05), [], now, CONFIG)
     assert decisions == []
     _, decisions = decide(state, load(100, 4, 4), [], now + 10.0, CONFIG)
     assert decisions == [Decision(None, 2, "pressure gone"), Decision(None, 2, "pressure gone", min_gain=0.1)]
@@ -223,7 +223,7 @@ def test_tiny_requests_and_those_at_their_top_are_left_alone() -> None:
     barred = [running(f"b{i}", 0.1, max_level=0) for i in range(20)]
     sim = Sim(tiny + top + barred)
     for tick in range(200):
-        sim.step(tick * 0.1, used=1000, ttft_seconds=99.0, tpot_seconds=9.0)
+        sim.step(tick * 0.1, used=1000, ttft_seconds=99.0, itl_seconds=9.0)
     assert {s.id: s.level for s in sim.summaries.values()} == {s.id: s.level for s in tiny + top + barred}
     assert len(sim.changes) == 8
 
@@ -236,7 +236,7 @@ def test_random_loads_change_new_levels_rarely_and_running_ones_never_down() -> 
             tick * 0.1,
             used=generator.randrange(1000),
             ttft_seconds=generator.choice([None, generator.expovariate(0.5)]),
-            tpot_seconds=generator.expovariate(20),
+            itl_seconds=generator.expovariate(20),
         )
     assert len(sim.changes) <= 8
     assert all(
@@ -272,9 +272,9 @@ def test_more_pressure_never_gives_lower_levels(
     fast: int,
 ) -> None:
     def outcome(used: int, wanted: int, *latencies: float | None) -> dict[tuple[str | None, bool], int]:
-        ttft, waiting, tpot = latencies
+        ttft, waiting, itl = latencies
         signals = replace(
-            load(used, new_level, fast, ttft_seconds=ttft, waiting_seconds=waiting, tpot_seconds=tpot),
+            load(used, new_level, fast, ttft_seconds=ttft, waiting_seconds=waiting, itl_seconds=itl),
             wanted_bytes=wanted,
         )
         _, decisions = decide(state, signals, summaries, now, CONFIG)
@@ -295,14 +295,14 @@ def test_decisions_are_always_legal(
     used: int,
     ttft: float | None,
     waiting: float | None,
-    tpot: float | None,
+    itl: float | None,
     summaries: list[RequestSummary],
     state: PolicyState,
     now: float,
     new_level: int,
     fast: int,
 ) -> None:
-    signals = load(used, new_level, fast, ttft_seconds=ttft, waiting_seconds=waiting, tpot_seconds=tpot)
+    signals = load(used, new_level, fast, ttft_seconds=ttft, waiting_seconds=waiting, itl_seconds=itl)
     first = decide(state, signals, summaries, now, CONFIG)
     assert first == decide(state, signals, summaries, now, CONFIG)
     names = [(decision.request_id, decision.min_gain) for decision in first[1]]

@@ -271,4 +271,4 @@ def test_stats_tell_ages_and_recent_latencies() -> None:
     stats = engine.stats()
     assert (stats["now"], stats["requests"][0]["age_seconds"]) == (102.75, 2.75)
     assert stats["ttft_seconds"] == {"p50": 2.0, "p90": 2.0, "p99": 2.0}
-    assert stats["tpot_seconds"] == {"p50": 0.25, "p90": 0.5, "p99": 0.5}
+    assert stats["itl_seconds"] == {"p50": 0.25, "p90": 0.5, "p99": 0.5}

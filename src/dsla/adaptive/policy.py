@@ -36,7 +36,8 @@ class PolicyConfig:
         new_level_step: part of all levels by which the level of new requests rises or falls at once.
         long_share: a request whose prompt takes a larger part of the budget than this starts at a level where it does not.
         ttft_seconds: objective for the time to the first token; None = there is none.
-        tpot_seconds: objective for the time from one token of a request to its next, likewise.
+        tpot_seconds: objective for the time per output token after the first, likewise. It is watched by its parts, the times
+            from one token to the next (`Signals.itl_seconds`), which show while a request still runs.
         latency_low: part of an objective below which a latency is calm.
         latency_gain: part of the time a request takes that converting all its layers must save for it to be converted for
             the sake of an objective: levels cost quality, and a gain within the error of predictions may be none.
@@ -175,7 +176,7 @@ def _latencies(signals: Signals, config: PolicyConfig) -> list[tuple[float, floa
     found = (
         (signals.ttft_seconds, config.ttft_seconds),
         (signals.waiting_seconds, config.ttft_seconds),
-        (signals.tpot_seconds, config.tpot_seconds),
+        (signals.itl_seconds, config.tpot_seconds),
     )
     return [(latency, objective) for latency, objective in found if latency is not None and objective is not None]
 
@@ -200,7 +201,7 @@ def _quicken(summaries: Sequence[RequestSummary], signals: Signals, config: Poli
     waiting = max(signals.ttft_seconds or 0.0, signals.waiting_seconds or 0.0)
     for latency, objective, saving in (
         (waiting, config.ttft_seconds, lambda summary: summary.seconds_saved_per_layer),
-        (signals.tpot_seconds or 0.0, config.tpot_seconds, lambda summary: summary.decode_saving_per_layer),
+        (signals.itl_seconds or 0.0, config.tpot_seconds, lambda summary: summary.decode_saving_per_layer),
     ):
         if objective is not None and latency > objective:
             for name, level in _convert(paying, latency - aim * objective, saving, most).items():

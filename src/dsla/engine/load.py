@@ -47,7 +47,7 @@ class Load:
     ) -> None:
         self._decoder, self._arena, self._scheduler, self._rules = decoder, arena, scheduler, rules
         self._pace, self._clock, self._log = pace, clock, log
-        self._ttft, self._tpot = Recent(), Recent()
+        self._ttft, self._itl = Recent(), Recent()
 
     def token(self, request: Request) -> None:
         """A request has got its next token."""
@@ -60,7 +60,7 @@ class Load:
             request.first_token_at = now
         else:
             seconds = max(now - request.last_token_at, 0.0)
-            self._tpot.add(now, seconds)
+            self._itl.add(now, seconds)
             self._log.time("itl", seconds)
         request.last_token_at = now
 
@@ -78,7 +78,7 @@ class Load:
         May be called from any thread.
         """
         now = self._clock()
-        return {"ttft_seconds": _quantiles(self._ttft, now), "tpot_seconds": _quantiles(self._tpot, now)}
+        return {"ttft_seconds": _quantiles(self._ttft, now), "itl_seconds": _quantiles(self._itl, now)}
 
     def signals(self) -> Signals:
         """The load now."""
@@ -95,7 +95,7 @@ class Load:
             waiting_tokens=sum(request.prompt_left for request in self._open()),
             waiting_seconds=self._waiting_seconds(),
             ttft_seconds=self._ttft.quantile(now),
-            tpot_seconds=self._tpot.quantile(now),
+            itl_seconds=self._itl.quantile(now),
             new_fast_level=self._rules.new_fast_level,
         )
 

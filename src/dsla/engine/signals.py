@@ -25,7 +25,7 @@ class Signals:
         waiting_tokens: prompt tokens that are not computed yet, of queued and of running requests.
         waiting_seconds: time they take, as predicted at the levels of now; None = unknown.
         ttft_seconds: recent times to first token (a high quantile over the last seconds); None = none was seen.
-        tpot_seconds: recent times from one token of a request to its next, likewise.
+        itl_seconds: recent times from one token of a request to its next, likewise.
         new_fast_level: level new requests start at now if that makes them faster.
     """
 
@@ -40,7 +40,7 @@ class Signals:
     waiting_tokens: int = 0
     waiting_seconds: float | None = None
     ttft_seconds: float | None = None
-    tpot_seconds: float | None = None
+    itl_seconds: float | None = None
     new_fast_level: int = 0
 
     @property

@@ -42,7 +42,7 @@ export function sample(stats) {
   };
   let sum = 0;
   for (const { name, size } of memoryParts(stats)) values[name] = sum += size;
-  for (const [name, quantiles] of [["ttft", stats.ttft_seconds], ["itl", stats.tpot_seconds]]) {
+  for (const [name, quantiles] of [["ttft", stats.ttft_seconds], ["itl", stats.itl_seconds]]) {
     for (const part of ["p50", "p90", "p99"]) values[`${name}-${part}`] = quantiles?.[part] ?? null;
   }
   return values;
