@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dsla.cli.conversation import Turn
-from dsla.cli.prompts import chat_tokens
 from dsla.client import (
     check_key,
     error_message,
@@ -84,8 +83,8 @@ class Source(Protocol):
         """The answer to a conversation, within bounds of its levels.
 
         Raises:
-            RequestError: the conversation is too long, or a bound is wrong.
-            ConfigError: the conversation cannot be given to the model.
+            RequestError: the conversation is too long or the chat template refuses it, or a bound is wrong.
+            ModelError: the model has no chat template.
             EngineError: it fails, or there is no room for it.
         """
 
@@ -114,6 +113,7 @@ class Local:
         self._engine = AsyncEngine(service.engine)
 
     async def answer(self, messages: Sequence[Turn], levels: Mapping[str, Any]) -> Answer:
+        from dsla.server.chat import chat_tokens
         from dsla.server.detokenize import Detokenizer
 
         detokenizer = Detokenizer(self._bytes)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dsla.cli.prompts import chat_tokens
 from dsla.errors import EngineError
 
 if TYPE_CHECKING:
@@ -43,8 +42,11 @@ def prompt_tokens(tokenizer: Any, prompt: str, raw: bool) -> list[int]:
     """Token ids of a prompt, as a chat of one message or (`raw`) as it is.
 
     Raises:
-        ConfigError: the model has no chat template, or it refuses the message.
+        ModelError: the model has no chat template.
+        RequestError: the chat template refuses the message.
     """
+    from dsla.server.chat import chat_tokens
+
     if not raw:
         return chat_tokens(tokenizer, [{"role": "user", "content": prompt}])
     tokens: list[int] = tokenizer(prompt)["input_ids"]

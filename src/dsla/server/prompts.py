@@ -1,4 +1,4 @@
-"""From request bodies to token ids: chat template, tokenizing, limits of the context."""
+"""From request bodies to token ids: tokenizing, limits of the context. `chat.py` has the chat template."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-
+from dsla.errors import ModelError, RequestError
+from dsla.server.chat import render_chat
 from dsla.server.errors import ApiError
 from dsla.server.protocol import Message
 
@@ -54,14 +54,12 @@ class PromptReader:
         Raises:
             ApiError: no chat template, or messages it refuses.
         """
-        return await self.tokens(self._render(messages, generation_prompt), special)
+        return await asyncio.to_thread(lambda: self._encode(self._render(messages, generation_prompt), special))
 
     async def tokens(self, text: str, special: bool = True) -> list[int]:
         """Token ids of a text, with the tokenizer's special tokens or without."""
         # A long text takes seconds: other requests go on.
-        encoded = await asyncio.to_thread(self._tokenizer, text, add_special_tokens=special, verbose=False)
-        tokens: list[int] = encoded["input_ids"]
-        return tokens
+        return await asyncio.to_thread(self._encode, text, special)
 
     async def text(self, tokens: Sequence[int]) -> str:
         """Text of token ids, with that of special tokens."""
@@ -75,22 +73,24 @@ class PromptReader:
         names: list[str] = self._tokenizer.convert_ids_to_tokens(tokens)
         return names
 
+    def _encode(self, text: str, special: bool) -> list[int]:
+        tokens: list[int] = self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+        return tokens
+
     def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
-        if not self._tokenizer.chat_template:
-            message = "This model has no chat template: use /v1/completions"
-            raise ApiError(400, message, param="messages", code="no_chat_template")
         turns = [
             {"role": "system" if message.role == "developer" else message.role, "content": message.text}
             for message in messages
         ]
         try:
-            text: str = self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=generation_prompt
-            )
-        except TemplateError as error:
+            return render_chat(self._tokenizer, turns, generation_prompt)
+        except ModelError as error:
+            message = "This model has no chat template: use /v1/completions"
+            raise ApiError(400, message, param="messages", code="no_chat_template") from error
+        except RequestError as error:
+            # What the template says of the messages may hold text of them.
             message = "The model's chat template refuses these messages: check the roles and their order"
             raise ApiError(400, message, param="messages", code="invalid_value") from error
-        return text
 
     def _fitting(self, tokens: list[int], max_tokens: int | None, param: str) -> list[int]:
         if not tokens:
