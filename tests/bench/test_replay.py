@@ -17,15 +17,15 @@ from dsla.bench.replay import Server, find_server, replay
 from dsla.bench.sweep import Rate, Setting, matched, plan, record, sweep
 from dsla.bench.trace import TraceRequest, fit
 from dsla.errors import ConfigError
-from tests.bench.served import VOCABULARY, running
+from tests.server.site import VOCABULARY, Site
 
 TRACE = [TraceRequest(0.1 * i, 20 + 9 * i, 6 + i, (0,) if i % 2 else ()) for i in range(6)]
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    with running() as address:
-        yield address
+    with Site() as site:
+        yield site.address
 
 
 def find(url: str, **options: Any) -> Server:

@@ -14,8 +14,8 @@ from dsla.bench import sweep as sweep_module
 from dsla.bench.roofline import read_bandwidth
 from dsla.cli.app import build
 from dsla.errors import ConfigError, DataError, DslaError
-from tests.bench.served import VOCABULARY, running
 from tests.bench.traces import ROWS, write_trace
+from tests.server.site import VOCABULARY, Site
 
 pytestmark = pytest.mark.usefixtures("tiny_home")
 NOWHERE = "http://127.0.0.1:9"
@@ -23,8 +23,8 @@ NOWHERE = "http://127.0.0.1:9"
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    with running() as address:
-        yield address
+    with Site() as site:
+        yield site.address
 
 
 def dsla(*arguments: str) -> Result:

@@ -23,7 +23,7 @@ from dsla.cli.talk import Terminal, Written
 from dsla.distill.data.records import _conversation
 from dsla.errors import ConfigError, DslaError, EngineError
 from dsla.server.build import EngineSettings, build_engine
-from tests.bench.served import running
+from tests.server.site import Site
 from tests.server.tiny import tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("tiny_home")
@@ -32,8 +32,8 @@ NOWHERE = "http://127.0.0.1:9"
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    with running() as address:
-        yield address
+    with Site() as site:
+        yield site.address
 
 
 def dsla(*arguments: str, lines: Sequence[str] = ()) -> Result:

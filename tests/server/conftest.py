@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,9 +12,7 @@ import openai
 import pytest
 
 from dsla.engine import AsyncEngine
-from dsla.server.app import build_app
-from dsla.server.run import bind, server, url
-from tests.server.tiny import tiny_engine, tiny_tokenizer
+from tests.server.site import Site
 
 MODEL = "tiny/model"
 
@@ -44,18 +41,9 @@ class Served:
 
 @pytest.fixture(scope="package")
 def _running() -> Iterator[Served]:
-    engine = AsyncEngine(tiny_engine())
-    sock = bind("127.0.0.1", 0)
-    runner = server(build_app(engine, tiny_tokenizer(), MODEL))
-    thread = threading.Thread(target=runner.run, kwargs={"sockets": [sock]})
-    thread.start()
-    address = url(sock)
-    with httpx.Client(base_url=address, timeout=20) as http:
-        yield Served(engine, address, http, openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0))
-    runner.should_exit = True
-    thread.join(20)
-    assert not thread.is_alive()
-    assert not engine.healthy
+    with Site(MODEL) as site, httpx.Client(base_url=site.address, timeout=20) as http:
+        client = openai.OpenAI(base_url=f"{site.address}/v1", api_key="none", max_retries=0)
+        yield Served(site.engine, site.address, http, client)
 
 
 @pytest.fixture

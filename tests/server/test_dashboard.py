@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.server.browser import Site, browser, site
+from tests.server.browser import browser, site, slow_engine
+from tests.server.conftest import MODEL
+from tests.server.site import Site
 
 __all__ = ["browser", "site"]
 
@@ -167,8 +169,7 @@ def test_it_says_that_the_server_is_gone_and_goes_on_when_it_is_back(page: Any, 
 
 
 def test_admin_and_api_keys_are_asked_for_and_stay_in_the_tab(page: Any) -> None:
-    site = Site(api_keys=(KEY,), admin_key=ADMIN)
-    try:
+    with Site(MODEL, slow_engine, api_keys=(KEY,), admin_key=ADMIN) as site:
         page.goto(site.address)
         see(page, "#status", "The server asks for the admin key")
         page.fill("#admin-key", KEY)
@@ -187,19 +188,14 @@ def test_admin_and_api_keys_are_asked_for_and_stay_in_the_tab(page: Any) -> None
         see(page, ".note", "Computed at level 0")
         assert page.evaluate("() => Object.values(sessionStorage).sort()") == sorted([KEY, ADMIN])
         assert page.evaluate("() => [document.cookie, Object.keys(localStorage).length]") == ["", 0]
-    finally:
-        site.stop()
 
 
 def test_names_are_text_and_never_html(page: Any) -> None:
     name = '<img src=x onerror="document.title=1">'
-    site = Site(model=name)
-    try:
+    with Site(name, slow_engine) as site:
         page.goto(site.address)
         see(page, "h1", name)
         assert page.locator("h1 img").count() == 0
-    finally:
-        site.stop()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -12,10 +12,9 @@ import anyio
 import httpx
 import pytest
 
-from dsla.server.settings import ServerSettings
-from tests.bench.served import running
 from tests.server.asgi import BODY, ENDLESS, app_of, error, until
 from tests.server.conftest import MODEL
+from tests.server.site import Site
 
 JSON = {"content-type": "application/json"}
 
@@ -28,8 +27,8 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module")
 def small() -> Iterator[str]:
     """A server that takes bodies of 2,000 bytes and a second; its address."""
-    with running(MODEL, ServerSettings(max_body_bytes=2000, request_seconds=1.0)) as address:
-        yield address
+    with Site(MODEL, max_body_bytes=2000, request_seconds=1.0) as site:
+        yield site.address
 
 
 def test_a_body_that_says_it_is_too_long_is_not_read(small: str) -> None:
