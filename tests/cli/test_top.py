@@ -26,7 +26,7 @@ from dsla.cli.top import look, too_small
 from dsla.cli.top_view import Watched, age, picture, sparkline
 from dsla.engine import SamplingParams
 from dsla.errors import ConfigError
-from tests.bench.served import running
+from tests.server.site import Site
 from tests.server.tiny import tiny_engine
 
 NOWHERE = "http://127.0.0.1:9"
@@ -34,8 +34,8 @@ NOWHERE = "http://127.0.0.1:9"
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    with running() as address:
-        yield address
+    with Site() as site:
+        yield site.address
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_once_shows_a_server_that_runs(address: str) -> None:
     assert result.exit_code == 0, result.output
     for text in (f"tiny at {address}", "0 running, 0 waiting", "of 8.0 MiB", "No requests.", "finish", "length"):
         assert text in result.stdout
-    assert "TTFT p50" in result.stdout and "TPOT p50" in result.stdout
+    assert "TTFT p50" in result.stdout and "ITL p50" in result.stdout
 
 
 def test_picture_says_what_the_engine_says(stats: dict[str, Any]) -> None:
@@ -94,9 +94,9 @@ def test_picture_says_what_the_engine_says(stats: dict[str, Any]) -> None:
 
 def test_picture_without_latencies(stats: dict[str, Any]) -> None:
     """A server of another version may not have them."""
-    other = {key: value for key, value in stats.items() if not key.endswith("pot_seconds")}
-    assert "TPOT none" in shown(watched(other | {"ttft_seconds": {"p50": 0.5}}))
-    assert "TTFT p50 0.50; TPOT none (seconds, of late)" in shown(watched(other | {"ttft_seconds": {"p50": 0.5}}))
+    other = {key: value for key, value in stats.items() if not key.endswith("itl_seconds")}
+    assert "ITL none" in shown(watched(other | {"ttft_seconds": {"p50": 0.5}}))
+    assert "TTFT p50 0.50; ITL none (seconds, of late)" in shown(watched(other | {"ttft_seconds": {"p50": 0.5}}))
 
 
 @pytest.mark.parametrize(("width", "height"), [(60, 16), (80, 24), (200, 60)])
@@ -105,11 +105,31 @@ def test_picture_keeps_to_the_terminal(stats: dict[str, Any], width: int, height
     found.levels.extend([3.0] * 500)
     found.stats["events"] *= 40
     found.stats["requests"] *= 40
+    found.stats |= {"running": 40, "waiting": 400}
     lines = shown(found, width, height).rstrip("\n").splitlines()
     assert len(lines) <= height
     assert max(map(len, lines)) <= width
     assert any(line.startswith("and ") and line.endswith(" more") for line in lines)
     assert sum("level" in line or "start" in line for line in lines) >= 2
+
+
+def test_events_are_kept_from_look_to_look(stats: dict[str, Any]) -> None:
+    first, second = (stats | {"events": [event], "event_count": n} for n, event in enumerate(stats["events"][:2], 1))
+    found = watched(first)
+    assert found.event_count == 1
+    found.see("tiny", second)
+    assert (found.event_count, found.stats["events"]) == (2, stats["events"][:2])
+    found.see("tiny", first)  # of another server: it has counted fewer, and tells all
+    assert (found.event_count, found.stats["events"]) == (1, stats["events"][:1])
+    found.lost = "gone"
+    assert found.event_count == 0
+    found.see("tiny", second)
+    assert found.stats["events"] == stats["events"][1:2]
+
+
+def test_requests_that_the_server_does_not_list_are_counted(stats: dict[str, Any]) -> None:
+    found = watched(stats | {"requests": stats["requests"][:3]})
+    assert "and 8 more" in shown(found)
 
 
 def test_levels_over_time(stats: dict[str, Any]) -> None:

@@ -69,3 +69,19 @@ def test_requests_that_wait_hold_nothing() -> None:
     engine.add_request(random_prompt(8), SamplingParams(max_tokens=5))
     (request,) = engine.stats()["requests"]
     assert (request["memory_bytes"], request["converted"]) == (0, [])
+
+
+def test_of_the_requests_that_wait_only_so_many_are_told() -> None:
+    engine = running()
+    for name in ("a", "b", "c"):
+        engine.add_request(random_prompt(8), SamplingParams(max_tokens=5), request_id=name)
+    told = {most: [request["id"] for request in engine.stats(most_waiting=most)["requests"]] for most in (None, 0, 2)}
+    assert told == {None: ["r", "a", "b", "c"], 0: ["r"], 2: ["r", "a", "b"]}
+    assert engine.stats(most_waiting=0)["waiting"] == 3
+    assert engine.open_ids == ["r", "a", "b", "c"]
+
+
+def test_events_can_be_left_out() -> None:
+    engine = running()
+    stats = engine.stats(events_after=None)
+    assert (stats["events"], stats["event_count"]) == ([], len(engine.stats()["events"]))

@@ -98,7 +98,13 @@ def save_adapter(path: Path, model: Path) -> Path:
     return path
 
 
-def tiny_engine(decoder: PackedDecoder | None = None, budget_bytes: int = 8 << 20, level: int | None = None) -> Engine:
+def tiny_engine(
+    decoder: PackedDecoder | None = None,
+    budget_bytes: int = 8 << 20,
+    level: int | None = None,
+    config: EngineConfig | None = None,
+) -> Engine:
     """An engine on it, adaptive where no level is given."""
     decoder = decoder or tiny_decoder()
-    return Engine(decoder, decoder.arena(budget_bytes), EngineConfig(max_step_tokens=256, level=level), make_policy())
+    config = config or EngineConfig(max_step_tokens=256, level=level)
+    return Engine(decoder, decoder.arena(budget_bytes), config, make_policy())

@@ -33,17 +33,9 @@ def status_line(engine: AsyncEngine, console: Console | None = None) -> Iterator
     if not console.is_terminal:
         yield
         return
-    seen = 0
-
-    def now() -> Text:
-        nonlocal seen
-        stats = engine.stats(seen)  # of the events only those that are new are copied; none is shown
-        seen = stats["event_count"]
-        return line(stats)
-
     with Live(
         console=console,
-        get_renderable=now,
+        get_renderable=lambda: line(engine.stats(events_after=None, most_waiting=0)),
         refresh_per_second=_A_SECOND,
         transient=True,
         redirect_stderr=sys.stderr.isatty(),

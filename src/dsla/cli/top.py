@@ -65,7 +65,7 @@ def look(client: Client, watched: Watched) -> None:
 
     root = watched.root
     try:
-        response = client.get("/admin/state")
+        response = client.get("/admin/state", params={"events_after": watched.event_count})
     except http_errors() as error:
         raise no_server(root, error) from None
     check_key(response, root)

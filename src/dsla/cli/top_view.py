@@ -30,7 +30,7 @@ class Watched:
     Attributes:
         root: its address.
         model: its model.
-        stats: of the last time it answered.
+        stats: of the last time it answered; its events are all that have been seen, the latest of them.
         levels: mean level of its running requests at each look, the latest last.
         lost: why it does not answer now, or None.
     """
@@ -41,9 +41,15 @@ class Watched:
     levels: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
     lost: str | None = None
 
+    @property
+    def event_count(self) -> int:
+        """How many events need not be told again: none to whoever answers after a failure, who may be another server."""
+        return 0 if self.lost is not None else self.stats.get("event_count", 0)
+
     def see(self, model: str, stats: loads.Stats) -> None:
-        """Takes what the server says now."""
-        self.model, self.stats, self.lost = model, stats, None
+        """Takes what the server says now: all its events, or those after `event_count`."""
+        known = self.stats["events"] if 0 < self.event_count <= stats["event_count"] else []
+        self.model, self.stats, self.lost = model, stats | {"events": [*known, *stats["events"]][-_REMEMBERED:]}, None
         self.levels.append(loads.mean_level(stats))
 
 
@@ -60,7 +66,7 @@ def picture(watched: Watched, width: int, height: int | None = None) -> Renderab
     events = [event for event in reversed(stats["events"]) if event["kind"] not in _QUIET_EVENTS]
     shown = len(stats["requests"]) if room is None else min(len(stats["requests"]), max(room // 2, room - len(events)))
     parts: list[RenderableType] = [_title(watched), *_head(watched, width)]
-    parts += [Text(), _requests(stats["requests"], shown)]
+    parts += [Text(), _requests(stats["requests"], shown, stats["running"] + stats["waiting"])]
     parts += [Text(), _events(events[: 20 if room is None else max(room - shown, 1)], stats["now"])]
     return Group(*parts)
 
@@ -121,14 +127,14 @@ def _memory_bar(stats: loads.Stats) -> Text:
 
 def _latencies(stats: loads.Stats) -> str:
     parts = []
-    for name, key in (("TTFT", "ttft_seconds"), ("TPOT", "tpot_seconds")):
+    for name, key in (("TTFT", "ttft_seconds"), ("ITL", "itl_seconds")):
         found = stats.get(key)
         values = ", ".join(f"{percentile} {value:.2f}" for percentile, value in found.items()) if found else "none"
         parts.append(f"{name} {values}")
     return "; ".join(parts) + " (seconds, of late)"
 
 
-def _requests(requests: Sequence[dict[str, Any]], shown: int) -> RenderableType:
+def _requests(requests: Sequence[dict[str, Any]], shown: int, open_requests: int) -> RenderableType:
     if not requests:
         return Text("No requests.", "dim")
     table = _table("Request", "State", "Levels", "Read", "Written", "Cached", "Age")
@@ -143,7 +149,7 @@ def _requests(requests: Sequence[dict[str, Any]], shown: int) -> RenderableType:
             f"{request['cached_tokens']:,}",
             age(request["age_seconds"]),
         )
-    rest = len(requests) - shown
+    rest = open_requests - shown
     return Group(table, Text(f"and {rest} more", "dim")) if rest else table
 
 

@@ -149,9 +149,9 @@ class AsyncEngine:
         self.engine.check_level(level)
         self._ask(lambda: self.engine.set_level(level))
 
-    def stats(self, events_after: int = 0) -> dict[str, Any]:
+    def stats(self, events_after: int | None = 0, most_waiting: int | None = None) -> dict[str, Any]:
         """As `Engine.stats`, with `healthy` and `state`."""
-        return {**self.engine.stats(events_after), "healthy": self.healthy, "state": self.state}
+        return {**self.engine.stats(events_after, most_waiting), "healthy": self.healthy, "state": self.state}
 
     def close(self) -> None:
         """Ends the thread after the step in hand; open requests get an `abort`."""

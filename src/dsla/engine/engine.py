@@ -306,16 +306,25 @@ class Engine:
         outputs, self._outputs = self._outputs, []
         return outputs
 
-    def stats(self, events_after: int = 0) -> dict[str, Any]:
+    @property
+    def open_ids(self) -> list[str]:
+        """Names of the requests that wait or run, in the order they came. May be read from any thread."""
+        return list(self._requests)
+
+    def stats(self, events_after: int | None = 0, most_waiting: int | None = None) -> dict[str, Any]:
         """Memory, queue, levels, speed, latencies and events, as plain data; times in seconds, those of events as `now`.
 
         May be called from any thread; figures may then be of two neighbouring moments.
 
         Args:
-            events_after: leave out so many events, the oldest of all that ever were: `event_count` of an earlier answer.
+            events_after: leave out so many events, the oldest of all that ever were: `event_count` of an earlier answer;
+                None = leave out all.
+            most_waiting: waiting requests in `requests`, at most, those that came first; None = all.
         """
         now = self._clock()
         requests = list(self._requests.values())
+        running = [request for request in requests if request.status is Status.RUNNING]
+        waiting = [request for request in requests if request.status is Status.WAITING]
         return {
             "weights_bytes": self.decoder.weights.nbytes,
             "adapter_bytes": self.decoder.adapter_nbytes,
@@ -329,8 +338,8 @@ class Engine:
             "cached_bytes": self.arena.kept_bytes,
             "parked_bytes": self.parked_bytes,
             "snapshots": len(self._cache),
-            "running": sum(request.status is Status.RUNNING for request in requests),
-            "waiting": sum(request.status is Status.WAITING for request in requests),
+            "running": len(running),
+            "waiting": len(waiting),
             "max_level": self._levels.max_level,
             "adaptive": self._levels.adaptive,
             "level": self._levels.forced,
@@ -350,7 +359,7 @@ class Engine:
                     "converted": list(self.decoder.order[: request.level]),
                     "memory_bytes": self._memory_bytes(request),
                 }
-                for request in requests
+                for request in (*running, *waiting[:most_waiting])
             ],
             **self._load.latencies(),
             **self._log.summary(now, events_after),

@@ -130,20 +130,20 @@ class EventLog:
             self._steps.append((start, prompt_tokens, generated_tokens))
             self._forget(start)
 
-    def summary(self, now: float, events_after: int = 0) -> dict[str, Any]:
+    def summary(self, now: float, events_after: int | None = 0) -> dict[str, Any]:
         """Totals, rates over the last seconds, and the events, as plain data.
 
         Args:
             now: seconds.
             events_after: leave out so many events, the oldest of all that ever were; where there were not as many, the
-                number is of another log, and none is left out.
+                number is of another log, and none is left out. None = leave out all.
         """
         with self._lock:
             return self._summary(now, events_after)
 
-    def _summary(self, now: float, events_after: int) -> dict[str, Any]:
-        gone = self._count - len(self._events)
-        known = max(events_after - gone, 0) if events_after <= self._count else 0
+    def _summary(self, now: float, events_after: int | None) -> dict[str, Any]:
+        known = self._count if events_after is None else events_after if events_after <= self._count else 0
+        known = max(known - (self._count - len(self._events)), 0)
         self._forget(now)
         seconds = max(now - self._steps[0][0], 1e-3) if self._steps else 1.0
         return {

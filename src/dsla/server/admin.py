@@ -15,6 +15,10 @@ from dsla.server.responses import AdminEvents, AdminState, Cancelled
 EventsAfter = Annotated[
     int, Query(ge=0, description="leave out so many events, the oldest of all: event_count of an earlier answer")
 ]
+Waiting = Annotated[
+    int, Query(ge=0, le=4096, description="waiting requests that are listed, at most; `waiting` counts all of them")
+]
+_WAITING = 20
 
 
 def admin_routes(engine: AsyncEngine, model_name: str) -> APIRouter:
@@ -27,12 +31,12 @@ def admin_routes(engine: AsyncEngine, model_name: str) -> APIRouter:
     router = APIRouter(prefix="/admin")
 
     @router.get("/state")
-    async def state(events_after: EventsAfter = 0) -> AdminState:
-        return AdminState(model=model_name, stats=engine.stats(events_after))
+    async def state(events_after: EventsAfter = 0, waiting: Waiting = _WAITING) -> AdminState:
+        return AdminState(model=model_name, stats=engine.stats(events_after, waiting))
 
     @router.get("/events")
     async def events(events_after: EventsAfter = 0) -> AdminEvents:
-        stats = engine.stats(events_after)
+        stats = engine.stats(events_after, most_waiting=0)
         return AdminEvents(now=stats["now"], event_count=stats["event_count"], events=stats["events"])
 
     @router.post("/level")
@@ -43,19 +47,19 @@ def admin_routes(engine: AsyncEngine, model_name: str) -> APIRouter:
             if not engine.healthy:
                 raise unavailable() from error
             raise ApiError(400, str(error), param="level", code="invalid_value") from error
-        return AdminState(model=model_name, stats=engine.stats())
+        return AdminState(model=model_name, stats=engine.stats(most_waiting=_WAITING))
 
     @router.post("/drain")
     async def drain(body: DrainRequest | None = None) -> AdminState:
         engine.drain(body is None or body.draining)
-        return AdminState(model=model_name, stats=engine.stats())
+        return AdminState(model=model_name, stats=engine.stats(most_waiting=_WAITING))
 
     @router.post("/cancel/{request_id}")
     def cancel(request_id: str) -> Cancelled:
         """Ends what a request with this `X-Request-Id` has open, or the one answer that has this name in the state."""
-        names = [request["id"] for request in engine.stats()["requests"]]
+        names = [name for name in engine.engine.open_ids if request_id in (name, name.partition("~")[0])]
         try:
-            ended = [name for name in names if request_id in (name, name.partition("~")[0]) and engine.cancel(name)]
+            ended = [name for name in names if engine.cancel(name)]
         except EngineError as error:
             raise unavailable() from error
         if not ended:

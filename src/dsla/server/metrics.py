@@ -132,7 +132,7 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Reads all metrics of this module."""
-        stats, model = self._engine.stats(), self._model
+        stats, model = self._engine.stats(events_after=None, most_waiting=0), self._model
         for name, (text, read) in GAUGES.items():
             yield _family(GaugeMetricFamily, name, text, [], {(model,): read(stats)})
         for name, (text, read) in COUNTERS.items():

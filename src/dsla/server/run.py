@@ -88,7 +88,7 @@ class DrainingServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drains and stops."""
-        stats = self._engine.stats()
+        stats = self._engine.stats(events_after=None, most_waiting=0)
         self._on_drain(stats["running"] + stats["waiting"])
         closing = asyncio.create_task(self._close_engine())
         try:

@@ -5,6 +5,7 @@ import { ask } from "./api.js";
 const PERIOD = 1000;
 const LONGEST = 15000;
 const TIMEOUT = 10000;
+const WAITING_SHOWN = 10;
 
 // `onState(answer, fresh)`: `fresh` = its events are all there are, not only those since the last answer.
 // `onFailure(error, wait)`: it did not answer, or refused; it is asked again after `wait` milliseconds.
@@ -25,7 +26,7 @@ export function poll(onState, onFailure) {
     let answer = null;
     const fresh = known === 0;
     try {
-      const path = `admin/state?events_after=${known}`;
+      const path = `admin/state?events_after=${known}&waiting=${WAITING_SHOWN}`;
       const response = await ask("admin", path, { signal: AbortSignal.timeout(TIMEOUT) });
       answer = await response.json();
       known = answer.stats.event_count;

@@ -5,14 +5,10 @@ import { byId, make, setLabel, setText } from "./dom.js";
 import { age, bytes, count, plural, shortId } from "./format.js";
 import { Strip } from "./layers.js";
 
-const WAITING_SHOWN = 10;
-
 const rows = new Map();
 
 export function showRequests(stats) {
-  const running = stats.requests.filter((request) => request.status === "running");
-  const waiting = stats.requests.filter((request) => request.status === "waiting");
-  const shown = [...running, ...waiting.slice(0, WAITING_SHOWN)];
+  const shown = stats.requests;
   const ids = new Set(shown.map((request) => request.id));
   for (const [id, row] of rows) {
     if (ids.has(id)) continue;
@@ -26,7 +22,7 @@ export function showRequests(stats) {
     row.show(request, stats);
     if (body.children[place] !== row.node) body.insertBefore(row.node, body.children[place] ?? null);
   });
-  const more = waiting.length - WAITING_SHOWN;
+  const more = stats.running + stats.waiting - shown.length;
   setText(byId("more-requests"), more > 0 ? `${plural(more, "more request")} wait${more === 1 ? "s" : ""}.` : "");
   byId("no-requests").hidden = shown.length > 0;
   byId("requests-table").hidden = shown.length === 0;
