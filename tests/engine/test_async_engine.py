@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,7 +55,8 @@ def test_streams_as_the_engine_alone(engine: AsyncEngine) -> None:
         tokens = [token for output in results[name] for token in output.tokens]
         assert tokens == recorder.outputs[name]
         assert_as_reference(recorder, name, prompt)
-        assert [output.completion_tokens for output in results[name]] == list(range(1, 11))
+        counts = [output.completion_tokens for output in results[name]]
+        assert counts == sorted(set(counts)) and counts[-1] == 10
         assert results[name][-1].finish_reason == "length"
     assert engine.stats()["free_bytes"] == engine.stats()["budget_bytes"]
 
@@ -86,6 +90,54 @@ def test_consumer_that_goes_away_frees_everything_within_a_step(engine: AsyncEng
     assert asyncio.run(main()) <= 2
     assert engine.stats()["free_bytes"] == engine.stats()["budget_bytes"]
     assert engine.stats()["finished"] == {"cancel": 1}
+
+
+def test_what_a_slow_reader_has_not_taken_is_one_output_a_level(engine: AsyncEngine) -> None:
+    async def main() -> tuple[list[StepOutput], list[StepOutput]]:
+        stream = engine.generate(random_prompt(9), SamplingParams(max_tokens=60, ignore_eos=True, logprobs=0))
+        first = await anext(stream)
+        await until(lambda: engine.stats()["generated_tokens"] >= 20)
+        await asyncio.to_thread(engine.set_level, 2)
+        await until(lambda: not engine.engine.has_work)
+        slow = [first] + [output async for output in stream]
+        return slow, await collect(engine, random_prompt(9), SamplingParams(max_tokens=60, ignore_eos=True, logprobs=0))
+
+    slow, _ = asyncio.run(main())
+    assert 2 < len(slow) <= 4, "the first, one for each level, and the last"
+    assert sum(len(output.tokens) for output in slow) == 60
+    assert [len(output.logprobs or ()) for output in slow] == [len(output.tokens) for output in slow]
+    assert slow[-1].finish_reason == "length"
+    assert all(output.completion_tokens >= 20 for output in slow[1:])
+
+
+def test_a_deadline_ends_a_request(engine: AsyncEngine) -> None:
+    async def main() -> int:
+        loop, tokens = asyncio.get_running_loop(), 0
+        with pytest.raises(TimeoutError):
+            async for output in engine.generate(random_prompt(9), ENDLESS, deadline=loop.time() + 0.1):
+                tokens += len(output.tokens)
+                await asyncio.sleep(0.01)
+        await until(lambda: not engine.engine.has_work)
+        kept = await collect(engine, random_prompt(9), deadline=loop.time() + 60)
+        assert kept[-1].finish_reason == "length"
+        return tokens
+
+    assert asyncio.run(main()) > 0
+    assert engine.stats()["finished"] == {"cancel": 1, "length": 1}
+
+
+def test_the_thread_ends_before_the_interpreter() -> None:
+    """A thread that computes while the interpreter ends takes the process down with "terminate called"."""
+    program = """
+import atexit
+from dsla.engine import AsyncEngine
+from tests.engine.tiny import tiny_engine
+atexit.register(lambda: print(engine._thread.is_alive()))
+engine = AsyncEngine(tiny_engine())
+raise SystemExit(3)
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert (found.returncode, found.stdout, found.stderr) == (3, "False\n", "")
 
 
 def test_level_changes_while_streaming(engine: AsyncEngine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import threading
 from collections import deque
@@ -22,23 +23,52 @@ _POLL_SECONDS = 0.1
 
 
 class _Stream:
-    """Where a request's outputs go: a queue of the event loop that asked for it."""
+    """Where a request's outputs go: to the event loop that asked for it.
+
+    What nobody has taken yet grows into one output while the levels stay, so that a slow reader costs a few bytes a token.
+    """
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[StepOutput | Exception] = asyncio.Queue()
+        self.loop = asyncio.get_running_loop()
+        self._items: deque[StepOutput | Exception] = deque()
+        self._there = asyncio.Event()
 
-    def put(self, item: StepOutput | Exception) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
-        except RuntimeError:
-            _logger.debug("an output was dropped: its event loop is closed")
+    def add(self, item: StepOutput | Exception) -> None:
+        """Adds an output; in the event loop only."""
+        last = self._items[-1] if self._items else None
+        goes_on = isinstance(item, StepOutput) and item.finish_reason is None
+        if goes_on and isinstance(last, StepOutput) and last.levels == item.levels:
+            self._items[-1] = last.joined(item)
+        else:
+            self._items.append(item)
+        self._there.set()
 
     async def get(self) -> StepOutput:
-        item = await self._queue.get()
+        """The next output; raises the error that came in place of one."""
+        if not self._items:
+            self._there.clear()
+            await self._there.wait()
+        item = self._items.popleft()
         if isinstance(item, Exception):
             raise item
         return item
+
+
+def _post(parts: Sequence[tuple[_Stream, StepOutput | Exception]]) -> None:
+    """Hands outputs over, from any thread: each event loop is woken once for all of its own."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, StepOutput | Exception]]] = {}
+    for part in parts:
+        by_loop.setdefault(part[0].loop, []).append(part)
+    for loop, its in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_add_all, its)
+        except RuntimeError:
+            _logger.debug("outputs were dropped: their event loop is closed")
+
+
+def _add_all(parts: Sequence[tuple[_Stream, StepOutput | Exception]]) -> None:
+    for stream, item in parts:
+        stream.add(item)
 
 
 class AsyncEngine:
@@ -61,6 +91,8 @@ class AsyncEngine:
         self._warm = self._draining = False
         self._thread = threading.Thread(target=self._run, name="dsla-engine", daemon=True)
         self._thread.start()
+        # A thread that computes when the interpreter ends takes the process down ("terminate called").
+        atexit.register(self.close)
 
     @property
     def healthy(self) -> bool:
@@ -86,6 +118,7 @@ class AsyncEngine:
         max_level: int | None = None,
         min_level: int | None = None,
         sibling_of: str | None = None,
+        deadline: float | None = None,
     ) -> AsyncGenerator[StepOutput, None]:
         """Runs a request. Bad arguments raise here, at once; the request is added when the first output is awaited.
 
@@ -97,10 +130,11 @@ class AsyncEngine:
             max_level: the highest level allowed.
             min_level: the lowest level allowed.
             sibling_of: id of a request with the same prompt and level bounds; while both are open, it is computed once.
+            deadline: time of the event loop's clock, seconds, by which it must have ended; None = there is none.
 
         Returns:
             An asynchronous generator of outputs; the last one has a `finish_reason`. Closing it earlier, or cancelling
-            the task that waits for it, cancels the request within a step.
+            the task that waits for it, cancels the request within a step. It raises `TimeoutError` at the deadline.
 
         Raises:
             RequestError: if an argument is wrong or the request exceeds the model's context.
@@ -121,7 +155,7 @@ class AsyncEngine:
             min_level=min_level,
             sibling_of=sibling_of,
         )
-        return self._stream(request)
+        return self._stream(request, deadline)
 
     def drain(self, on: bool = True) -> None:
         """Takes nothing new from now on, or (False) takes requests again. What was accepted before runs to its end."""
@@ -159,17 +193,21 @@ class AsyncEngine:
             self._closing = True
             self._wake.notify()
         self._thread.join()
+        atexit.unregister(self.close)
 
-    async def _stream(self, request: Request) -> AsyncGenerator[StepOutput, None]:
+    async def _stream(self, request: Request, deadline: float | None) -> AsyncGenerator[StepOutput, None]:
         stream, finished = _Stream(), False
         if not self._send(lambda: self._submit(request, stream), stream):
             raise self._stopped()
+        late = None if deadline is None else stream.loop.call_at(deadline, stream.add, TimeoutError())
         try:
             while not finished:
                 output = await stream.get()
                 finished = output.finish_reason is not None
                 yield output
         finally:
+            if late is not None:
+                late.cancel()
             if not finished:
                 self._send(lambda: self._abandon(request))
 
@@ -200,7 +238,7 @@ class AsyncEngine:
         try:
             self.engine.submit(request)
         except EngineError as error:
-            stream.put(error)
+            _post([(stream, error)])
             return
         self._open[request.id] = (request, stream)
 
@@ -214,8 +252,7 @@ class AsyncEngine:
             self.engine.warm_up()
             self._warm = True
             while self._wait():
-                for output in self.engine.step():
-                    self._deliver(output)
+                self._deliver(self.engine.step())
         except Exception as error:  # the thread's outermost frame: whatever it is, everyone waiting must hear of it
             _logger.exception("the engine has crashed")
             self._failure = f"{type(error).__name__}: {error}"
@@ -233,21 +270,19 @@ class AsyncEngine:
             self._commands.popleft()
         return True
 
-    def _deliver(self, output: StepOutput) -> None:
-        opened = self._open.get(output.request_id)
-        if opened is not None:
-            opened[1].put(output)
+    def _deliver(self, outputs: Sequence[StepOutput]) -> None:
+        _post([(self._open[output.request_id][1], output) for output in outputs if output.request_id in self._open])
+        for output in outputs:
             if output.finish_reason is not None:
-                del self._open[output.request_id]
+                self._open.pop(output.request_id, None)
 
     def _stop(self) -> None:
         with self._wake:
             self._closing = True
             unheard = [stream for _, stream in self._commands if stream is not None]
-        for stream in unheard:
-            stream.put(self._stopped())
-        for request, stream in self._open.values():
-            stream.put(StepOutput.of(request, [], "abort" if self._failure is None else "error", self._failure))
+        reason = "abort" if self._failure is None else "error"
+        _post([(stream, self._stopped()) for stream in unheard])
+        _post([(stream, StepOutput.of(request, [], reason, self._failure)) for request, stream in self._open.values()])
         for name in self._open if self._failure is None else ():
             self.engine.cancel(name)
         self._open.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import numpy as np
@@ -200,6 +200,11 @@ class StepOutput:
     folded_tokens: int
     cached_tokens: int
     logprobs: tuple[TokenLogprobs, ...] | None = None
+
+    def joined(self, later: StepOutput) -> StepOutput:
+        """What this step and a later one did for the request, as if they were one."""
+        logprobs = None if self.logprobs is None or later.logprobs is None else self.logprobs + later.logprobs
+        return replace(later, tokens=self.tokens + later.tokens, logprobs=logprobs)
 
     @classmethod
     def of(

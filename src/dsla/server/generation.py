@@ -51,7 +51,8 @@ class Piece:
         prompt_tokens: tokens of the prompt.
         completion_tokens: tokens generated so far.
         cached_tokens: tokens of the prompt that an earlier request had computed.
-        dsla: level history and folded tokens so far.
+        levels: level history so far.
+        folded_tokens: cached tokens turned into states so far.
         reports: of the tokens whose text began to be sent, where the request asks for probabilities. All tokens of the
             text have one in the end; those that lie wholly in a stop text have none.
     """
@@ -61,8 +62,14 @@ class Piece:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
-    dsla: DslaInfo
+    levels: list[list[int]]
+    folded_tokens: int
     reports: tuple[TokenReport, ...] = ()
+
+    @property
+    def dsla(self) -> DslaInfo:
+        """Level history and folded tokens, as they are told."""
+        return DslaInfo(levels=self.levels, folded_tokens=self.folded_tokens)
 
 
 async def text_pieces(
@@ -76,7 +83,7 @@ async def text_pieces(
         stops: stop strings; the text ends before the first one.
 
     Raises:
-        ApiError: the engine failed.
+        ApiError: the engine failed, or it took too long.
     """
     detokenizer, stop = Detokenizer(table), StopStrings(stops)
     count = read = sent = 0
@@ -88,8 +95,9 @@ async def text_pieces(
         reports = []
         while waiting and (waiting[0].offset < sent or (reason and not stopped)):
             reports.append(waiting.popleft())
-        info = DslaInfo(levels=out.levels, folded_tokens=out.folded_tokens)
-        return Piece(text, reason, out.prompt_tokens, tokens, out.cached_tokens, info, tuple(reports))
+        return Piece(
+            text, reason, out.prompt_tokens, tokens, out.cached_tokens, out.levels, out.folded_tokens, tuple(reports)
+        )
 
     try:
         async for out in outputs:
@@ -116,6 +124,8 @@ async def text_pieces(
             if text:
                 yield piece(out, text, None, out.completion_tokens)
         raise internal_error()
+    except TimeoutError as error:
+        raise timed_out() from error
     except BusyError as error:
         raise busy() from error
     except EngineError as error:
@@ -146,6 +156,11 @@ def _failure(out: StepOutput) -> ApiError:
 
 async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
     """Items of several streams as they come, with the index of their stream; closes all, however it ends."""
+    if len(streams) == 1:  # needs no task and no queue for each item, and waits where its reader does
+        async with aclosing(streams[0]) as stream:
+            async for item in stream:
+                yield 0, item
+        return
     queue: asyncio.Queue[tuple[int, T] | asyncio.Task[None]] = asyncio.Queue()
 
     async def pump(index: int, stream: AsyncGenerator[T, None]) -> None:
@@ -181,24 +196,6 @@ async def counted(
             exchange.completion_tokens += piece.completion_tokens - known.get(index, 0)
             known[index] = piece.completion_tokens
             yield index, piece
-
-
-async def within(deadline: float, stream: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-    """The items of a stream that come before a time of the event loop's clock; closes it, however it ends.
-
-    Raises:
-        ApiError: it was not at its end by then.
-    """
-    async with aclosing(stream):
-        while True:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    item = await anext(stream)
-            except StopAsyncIteration:
-                return
-            except TimeoutError as error:
-                raise timed_out() from error
-            yield item
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:

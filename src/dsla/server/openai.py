@@ -14,7 +14,7 @@ from dsla.server.chunks import AnswerWriter
 from dsla.server.detokenize import TokenBytes
 from dsla.server.errors import ApiError, busy, check_model, draining, unavailable
 from dsla.server.exchange import Exchange
-from dsla.server.generation import counted, merged, text_pieces, unless_disconnected, within
+from dsla.server.generation import counted, merged, text_pieces, unless_disconnected
 from dsla.server.logprobs import LogprobWriter
 from dsla.server.prompts import PromptReader
 from dsla.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
@@ -69,10 +69,8 @@ def openai_routes(
         exchange = Exchange.of(request.scope)
         exchange.prompt_tokens = sum(len(prompt) for prompt in tokens)
         # The engine gets nothing before the first output is asked for: a refused prompt leaves nothing behind.
-        outputs = [generated for prompt in tokens for generated in generate(body, prompt, params, exchange.id)]
+        outputs = [generated for prompt in tokens for generated in generate(body, prompt, params, exchange)]
         pieces = counted(merged([text_pieces(each, table, body.stop) for each in outputs]), exchange)
-        if settings.request_seconds is not None:
-            pieces = within(exchange.began + settings.request_seconds, pieces)
         writer = AnswerWriter(
             model_name, chat, len(tokens), n, None if body.top_count is None else LogprobWriter(names)
         )
@@ -83,11 +81,12 @@ def openai_routes(
         return JSONResponse(answer.model_dump(exclude_none=True))
 
     def generate(
-        body: GenerationRequest, prompt: list[int], params: Sequence[SamplingParams], request_id: str
+        body: GenerationRequest, prompt: list[int], params: Sequence[SamplingParams], exchange: Exchange
     ) -> list[AsyncGenerator[StepOutput, None]]:
         """The answers to one prompt, which is computed for the first of them."""
         # Clients may give two requests one id, but no id has a tilde.
-        levels, ids = body.dsla, [f"{request_id}~{next(serials)}" for _ in params]
+        levels, ids = body.dsla, [f"{exchange.id}~{next(serials)}" for _ in params]
+        deadline = None if settings.request_seconds is None else exchange.began + settings.request_seconds
         try:
             return [
                 engine.generate(
@@ -98,6 +97,7 @@ def openai_routes(
                     max_level=levels.max_level,
                     min_level=levels.min_level,
                     sibling_of=ids[0] if answer else None,
+                    deadline=deadline,
                 )
                 for answer, each in enumerate(params)
             ]
