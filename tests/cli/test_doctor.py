@@ -30,6 +30,7 @@ GOOD = Facts(
     dsla="0", python="3", system="Linux 6", processor="x",
     kernels=Kernels(True, None, "/bin/g++", ("AVX2", "AMX"), True, None, "AVX512"),
     gpus=Gpus((), None, None), threads=Bounds(8, 4, None, None), free_bytes=1 << 30, keeps_freed_memory=True,
+    open_files=65_536,
     packages=(Package("torch", "2.12", ">=2.11", True),),
     model=Model("m", "bfloat16", True, 128, 4, 1 << 29, (Capacity(0, 1, 2),)), missing=None,
 )  # fmt: skip
@@ -73,6 +74,7 @@ def test_where_all_is_well_there_is_no_advice() -> None:
         ({"threads": Bounds(8, 4, 1, None)}, "OMP_NUM_THREADS is 1, and 8 cores", "unset OMP_NUM_THREADS"),
         ({"threads": Bounds(8, 4, 1, 3)}, "and 3 cores", "unset"),
         ({"keeps_freed_memory": False}, "malloc gives freed memory back", "glibc"),
+        ({"open_files": 1024}, "may open 1,024 files, and each connection takes one", "ulimit -Hn"),
         ({"free_bytes": None}, "does not say", "--memory"),
         ({"packages": (Package("torch", "9", "<2", False),)}, "torch 9 is not among", "pip install 'torch<2'"),
     ],

@@ -136,7 +136,9 @@ atexit.register(lambda: print(engine._thread.is_alive()))
 engine = AsyncEngine(tiny_engine())
 raise SystemExit(3)
 """
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
     assert (found.returncode, found.stdout, found.stderr) == (3, "False\n", "")
 
 

@@ -45,6 +45,11 @@ class Site:
         self._thread = threading.Thread(target=self._runner.run, kwargs={"sockets": [sock]})
         self._thread.start()
 
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._runner.server_state.connections)
+
     def stop(self) -> None:
         """Ends the server at once, whatever is open."""
         self.engine.close()

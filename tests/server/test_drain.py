@@ -17,8 +17,12 @@ import pytest
 from tests.server.tiny import save_model
 
 
-@pytest.mark.parametrize("signals", [1, 2], ids=["drained", "hurried"])
-def test_signal_with_an_open_stream(signals: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("signals", "kind"),
+    [(1, signal.SIGTERM), (2, signal.SIGINT)],
+    ids=["drained", "hurried"],
+)
+def test_signal_with_an_open_stream(signals: int, kind: signal.Signals, tmp_path: Path) -> None:
     home = {**os.environ, "DSLA_HOME": str(tmp_path / "home")}
     model = save_model(tmp_path / "tiny")
     command = [sys.executable, "-m", "dsla.cli.app", "serve", str(model), "--port", "0", "--memory", "16MiB"]
@@ -40,7 +44,7 @@ def test_signal_with_an_open_stream(signals: int, tmp_path: Path) -> None:
             while len(lines) < 3:
                 time.sleep(0.005)
             for _ in range(signals):
-                process.send_signal(signal.SIGINT)
+                process.send_signal(kind)
                 time.sleep(0.3)
             reader.join(30)
             out, err = process.communicate(timeout=30)

@@ -21,6 +21,8 @@ _INSTALL_COMPILER = {
 }
 """Program that is there -> command that brings a C++ compiler."""
 
+_FEW_FILES = 4096
+
 
 @dataclass(frozen=True)
 class Advice:
@@ -39,7 +41,13 @@ class Advice:
 
 def advise(facts: Facts) -> list[Advice]:
     """What would be better on this machine; nothing where all is well."""
-    return [*_about_kernels(facts), *_about_threads(facts.threads), *_about_memory(facts), *_about_packages(facts)]
+    return [
+        *_about_kernels(facts),
+        *_about_threads(facts.threads),
+        *_about_memory(facts),
+        *_about_files(facts.open_files),
+        *_about_packages(facts),
+    ]
 
 
 def _about_kernels(facts: Facts) -> list[Advice]:
@@ -83,6 +91,13 @@ def _about_memory(facts: Facts) -> list[Advice]:
         found = "this C library's malloc gives freed memory back at every step, which makes training slower"
         advice.append(Advice("malloc", found, "train on a system with glibc"))
     return advice
+
+
+def _about_files(most: int | None) -> list[Advice]:
+    if most is None or most >= _FEW_FILES:
+        return []
+    found = f"`dsla serve` may open {most:,} files, and each connection takes one: more wait until others close"
+    return [Advice("files", found, f"raise the hard limit (`ulimit -Hn`, LimitNOFILE=) to {_FEW_FILES:,} or more")]
 
 
 def _about_packages(facts: Facts) -> list[Advice]:

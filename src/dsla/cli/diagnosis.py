@@ -128,6 +128,7 @@ class Facts:
         threads: what bounds the number of threads.
         free_bytes: memory that a new process can take; None = the system does not say.
         keeps_freed_memory: whether this system's malloc can be told to keep what training frees.
+        open_files: files that `dsla serve` lets itself open, one for each connection; None = there is no such limit.
         packages: what this package needs, where it is installed.
         model: the model; None = it is not here.
         missing: why the model is not here.
@@ -142,6 +143,7 @@ class Facts:
     threads: Bounds
     free_bytes: int | None
     keeps_freed_memory: bool
+    open_files: int | None
     packages: tuple[Package, ...]
     model: Model | None
     missing: str | None
@@ -165,6 +167,7 @@ def find_facts(model: str | None = None, adapter: str | None = None) -> Facts:
     from dsla.errors import ConfigError
     from dsla.hub import must_fetch
     from dsla.server.build import EngineSettings, build_engine, free_memory
+    from dsla.server.files import WANTED_FILES, file_limits
 
     try:
         free = free_memory()
@@ -172,6 +175,7 @@ def find_facts(model: str | None = None, adapter: str | None = None) -> Facts:
         free = None
     kernels, gpus, missing = find_kernels(), _find_gpus(), must_fetch(model)
     settings = EngineSettings(model=model, adapter=adapter, memory_bytes=_ASSUMED_BYTES if free is None else None)
+    files = file_limits()
     built = None if missing else _find_model(build_engine(settings))
     return Facts(
         dsla=__version__,
@@ -183,6 +187,7 @@ def find_facts(model: str | None = None, adapter: str | None = None) -> Facts:
         threads=bounds(),
         free_bytes=free,
         keeps_freed_memory=keep_freed_memory(),
+        open_files=None if files is None else max(files[0], min(files[1], WANTED_FILES)),
         packages=find_packages(),
         model=built,
         missing=missing,

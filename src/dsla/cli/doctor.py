@@ -51,6 +51,7 @@ def _show(facts: Facts, advice: list[Advice]) -> None:
         ("gpu", _gpu(facts)),
         ("threads", _threads(facts.threads, facts.model.threads if facts.model else None)),
         ("malloc", "keeps what training frees" if facts.keeps_freed_memory else "gives back what training frees"),
+        ("files", _files(facts.open_files)),
         *_memory(facts),
     ]
     width = max(len(name) for name, _ in rows)
@@ -96,6 +97,12 @@ def _threads(bounds: Bounds, used: int | None) -> str:
         return f"one of {tried}, by measurement ({'; '.join(limits)})"
     why = "the only number possible" if len(bounds.candidates) == 1 else f"the fastest of {tried}, as measured"
     return f"{used}: {why} ({'; '.join(limits)})"
+
+
+def _files(most: int | None) -> str:
+    if most is None:
+        return "the system does not bound open files"
+    return f"`dsla serve` may open {most:,}, one for each connection"
 
 
 def _memory(facts: Facts) -> list[tuple[str, str]]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -164,6 +167,7 @@ def serve(
     if adaptive not in (None, "on", "off"):
         raise ConfigError(f"--adaptive must be on or off, found {adaptive!r}")
     try:
+        from dsla.server.files import raise_file_limit
         from dsla.server.keys import read_keys
         from dsla.server.logs import FORMATS, LEVELS, logging_to
         from dsla.server.run import bind, server, url
@@ -183,7 +187,8 @@ def serve(
         cors_origins=tuple(cors_origins or ()),
     )
 
-    with bind(host, port) as sock:
+    files = raise_file_limit()
+    with _ended_by_sigterm(), bind(host, port) as sock:
         local = _is_local(sock)
         _check_keys(host, settings, local, no_auth)
         typer.echo(f"dsla {__version__}: loading {model or 'the default model'}")
@@ -214,7 +219,7 @@ def serve(
                 )
             )
             app = build_app(AsyncEngine(service.engine), service.tokenizer, service.model_name, settings)
-        rows = [*summary(service), *access(settings, local)]
+        rows = [*summary(service), *access(settings, local, files)]
         width = max(len(name) for name, _ in rows)
         typer.echo("\n".join(f"  {name:<{width}}  {text}" for name, text in rows))
         typer.echo(f"Serving OpenAI's API on {url(sock)}/v1 and a dashboard on {url(sock)} (Ctrl-C stops)")
@@ -228,6 +233,19 @@ def serve(
         ):
             server(app, _say_draining).run(sockets=[sock])
         typer.echo("Stopped")
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Lets SIGTERM do what Ctrl-C does: the system's default would end the process before anything is put in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _say_draining(requests: int) -> None:

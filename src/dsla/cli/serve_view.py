@@ -58,12 +58,13 @@ def summary(service: Service) -> list[tuple[str, str]]:
     ]
 
 
-def access(settings: ServerSettings, local: bool) -> list[tuple[str, str]]:
+def access(settings: ServerSettings, local: bool, files: int | None = None) -> list[tuple[str, str]]:
     """Who may ask, and how much, likewise.
 
     Args:
         settings: of the HTTP side.
         local: whether only this machine can reach it.
+        files: files that the process may have open, one for each connection; None = there is no such limit.
     """
     keys = len(settings.api_keys)
     if keys:
@@ -79,6 +80,8 @@ def access(settings: ServerSettings, local: bool) -> list[tuple[str, str]]:
         bounds.append(f"{settings.max_concurrent} requests at once {'a key' if keys else 'in all'}")
     if settings.request_seconds is not None:
         bounds.append(f"{settings.request_seconds:g} s a request")
+    if files is not None:
+        bounds.append(f"{files:,} open files, one a connection")
     rows = [("access", f"{api}; {admin}"), ("limits", ", ".join(bounds))]
     if settings.cors_origins:
         rows.append(("origins", ", ".join(settings.cors_origins)))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from dsla.errors import ConfigError
+from dsla.server.connection import Connection
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -69,6 +70,8 @@ class DrainingServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=Connection,
+                ws="none",
                 log_config=None,
                 access_log=False,
                 server_header=False,
