@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 _OURS = "dsla, level {}, {}"
 _SWEEP = 3  # rates, at least
+_HTTP_WORK = (32, 256, 128)
 _HEAD_DIM, _KV_HEADS, _LAYERS, _BF16 = 64, 3, 30, 2
 
 Bar = tuple[str, str, Callable[[dict[str, Any]], float], float | None, bool]
@@ -76,6 +77,14 @@ def _lost(results: dict[str, Any]) -> float:
     return float(sum(row["failed"] + row["cancelled"] + row["short"] for row in rows))
 
 
+def _http(results: dict[str, Any]) -> float:
+    """Of the engine's throughput what arrives through HTTP; of a run with the work that the bar is for."""
+    found = results["http"]
+    if (found["requests"], found["prompt_tokens"], found["output_tokens"]) != _HTTP_WORK:
+        raise KeyError("http")
+    return float(found["ratio"])
+
+
 def _longest_step(results: dict[str, Any]) -> float:
     found = results["engine"]["conversion"]
     return float(max(found["longest_step_seconds"]) / found["step_bound_seconds"])
@@ -112,6 +121,7 @@ BARS: tuple[Bar, ...] = (
      _goodput("mooncake_conversation", "1.5"), 1.3, True),
     ("goodput, Mooncake conversation, least over the rates", "level 0", _least_goodput("mooncake_conversation"), 1, True),
     ("goodput, Azure conversation, least over the rates", "level 0", _least_goodput("azure2023_conv"), 1, True),
+    ("tokens a second of 32 streams, 256 + 128 tokens each", "the engine driven directly", _http, 0.95, True),
     ("accepted requests without a complete answer", "none", _lost, 0, False),
 )  # fmt: skip
 
@@ -146,8 +156,11 @@ def _cell(results: dict[str, Any], figure: Callable[[dict[str, Any]], float], ba
 RUNS = {
     "schedules": "random schedules, each request against its own replay alone",
     "soak": "engines that go on all the time",
+    "fuzz": "requests made from the server's OpenAPI schema",
+    "chaos": "clients that vanish, levels that change, restarts",
+    "connections": "as many streams at once, to a server of a tiny model",
 }
-"""Name of a result of `tests/engine/test_schedules.py` -> what was run."""
+"""Name of a result of a slow test -> what was run."""
 
 
 def runs_table(results: dict[str, dict[str, Any]]) -> str:
@@ -169,7 +182,7 @@ def page(text: str) -> str:
     kinds = {
         kind: {
             name: json.loads((RESULTS / kind / f"{name}.json").read_text(encoding="utf-8"))
-            for name in ("peers", "engine", "serving")
+            for name in ("peers", "engine", "serving", "http")
             if (RESULTS / kind / f"{name}.json").is_file()
         }
         for kind in INSTRUCTIONS

@@ -39,4 +39,4 @@ def test_a_bar_that_is_missed_says_so(tables: Any) -> None:
 
 def test_random_runs_are_told_with_their_counts(tables: Any) -> None:
     table = tables.runs_table({"soak": {"origin": {}, "seconds": 1800.0, "requests": 12345}})
-    assert table.count("not run") == 1 and "seconds 1,800, requests 12,345 |" in table
+    assert table.count("not run") == len(tables.RUNS) - 1 and "seconds 1,800, requests 12,345 |" in table

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.record import origin
 from tests.engine.schedules import Schedule
+from tests.reports import report
 
 EVERYTHING = {"finished", "cancelled", "conversions", "parked", "replayed", "forked", "prefix hits"}
 
@@ -58,10 +55,3 @@ def test_soak() -> None:
         counts.update(schedule.counts)
     assert set(+counts) >= EVERYTHING
     report("soak", {"seconds": seconds, **counts})
-
-
-def report(name: str, result: dict[str, Any]) -> None:
-    """Writes what was run to the folder `RESULTS_OUT` names, if it does."""
-    if "RESULTS_OUT" in os.environ:
-        text = json.dumps({"origin": origin(), **result}, indent=2)
-        (Path(os.environ["RESULTS_OUT"]) / f"{name}.json").write_text(text + "\n")

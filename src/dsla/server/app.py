@@ -39,6 +39,8 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         401: "A key is needed, or this one is wrong",
         403: "Not allowed from here, or with this key",
         404: "There is no such thing",
+        405: "The method is not one of this URL",
+        408: "The body did not come in time",
         413: "The body is too large",
         429: "Too many requests wait, or this caller has too many open",
         500: "The server failed",
@@ -46,6 +48,20 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         504: "It took too long",
     }.items()
 }
+
+
+class Application(FastAPI):
+    """An application whose schema says what is answered: wrong requests get a 400, nothing ever FastAPI's own 422."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI schema."""
+        schema = super().openapi()
+        for operations in schema["paths"].values():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            schema["components"]["schemas"].pop(name, None)
+        return schema
 
 
 def build_app(engine: AsyncEngine, tokenizer: Any, model_name: str, settings: ServerSettings | None = None) -> FastAPI:
@@ -68,11 +84,12 @@ def build_app(engine: AsyncEngine, tokenizer: Any, model_name: str, settings: Se
 
     settings = settings or ServerSettings()
     metrics = Metrics(engine, model_name)
-    app = FastAPI(
+    app = Application(
         title="dsla",
         version=__version__,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
         responses=_ERRORS,
         middleware=_middleware(settings, metrics),

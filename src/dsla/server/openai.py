@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from itertools import count
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -21,6 +22,13 @@ from dsla.server.protocol import ChatCompletionRequest, CompletionRequest, Gener
 from dsla.server.responses import ChatCompletion, Completion
 from dsla.server.settings import ServerSettings
 from dsla.server.sse import EventStream
+
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer; with `stream`, its parts as they come, one JSON object an event, and then `[DONE]`",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
 
 
 def openai_routes(
@@ -44,14 +52,14 @@ def openai_routes(
     router = APIRouter()
     serials = count(1)
 
-    @router.post("/v1/chat/completions", response_model=ChatCompletion)
+    @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=_STREAM)
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
         check_model(body.model, model_name)
         check_answers(body.n or 1)
         tokens = await prompts.chat(body.messages, body.token_limit)
         return await respond(body, [tokens], request, chat=True)
 
-    @router.post("/v1/completions", response_model=Completion)
+    @router.post("/v1/completions", response_model=Completion, responses=_STREAM)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         check_model(body.model, model_name)
         check_answers(len(body.prompt) * (body.n or 1))

@@ -9,6 +9,8 @@ from dsla.server.errors import not_ready, unavailable
 from dsla.server.metrics import Metrics
 from dsla.server.responses import Health
 
+_METRICS = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/openmetrics-text")}
+
 
 def operations_routes(engine: AsyncEngine, metrics: Metrics) -> APIRouter:
     """The routes.
@@ -31,7 +33,7 @@ def operations_routes(engine: AsyncEngine, metrics: Metrics) -> APIRouter:
             raise not_ready(engine.state)
         return Health()
 
-    @router.get("/metrics", response_class=Response)
+    @router.get("/metrics", response_class=Response, responses={200: {"content": _METRICS}})
     def read_metrics(request: Request) -> Response:
         content, content_type = metrics.render(request.headers.get("accept", ""))
         return Response(content, media_type=content_type)

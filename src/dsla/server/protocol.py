@@ -103,7 +103,10 @@ def _biases(value: object) -> dict[int, float]:
         raise PydanticCustomError("bias_type", "expected an object of token ids and numbers")
     if not all(isinstance(token, str) and token.isascii() and token.isdigit() and len(token) < 20 for token in value):
         raise PydanticCustomError("bias_type", 'expected token ids as names, such as {"50256": -100}')
-    return {int(token): float(bias) for token, bias in value.items()}
+    try:
+        return {int(token): float(bias) for token, bias in value.items()}
+    except OverflowError:
+        raise PydanticCustomError("finite_number", "a bias is too large a number") from None
 
 
 def _parts(value: object) -> object:
