@@ -23,7 +23,7 @@ class Source:
     async def stream(self) -> AsyncGenerator[dict[str, Any], None]:
         try:
             for number in range(self.count):
-                yield {"n": number, "text": "é\u2028\n"}
+                yield {"n": number, "text": "é\u2028\x85\n"}
                 await asyncio.sleep(0)
             if self.error is not None:
                 raise self.error
@@ -62,8 +62,11 @@ async def respond(source: Source, leave_after: int | None = None) -> str:
 
 def test_every_object_is_one_event() -> None:
     text = asyncio.run(respond(Source(3)))
-    events = [f'data: {{"n":{n},"text":"é\u2028\\n"}}\n\n' for n in (1, 2)]
+    events = [f'data: {{"n":{n},"text":"é\\u2028\\u0085\\n"}}\n\n' for n in (1, 2)]
     assert text == "".join(events) + "data: [DONE]\n\n"
+    assert text.splitlines() == text.rstrip("\n").split("\n") + [""], (
+        "clients that read lines of text find the same ones"
+    )
 
 
 @pytest.mark.parametrize("leave_after", [0, 1, 5])

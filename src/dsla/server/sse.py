@@ -12,6 +12,9 @@ from starlette.types import Receive, Scope, Send
 
 from dsla.server.errors import ApiError, internal_error
 
+_LINE_ENDS = [(character.encode(), b"\\u%04x" % ord(character)) for character in "\x85\u2028\u2029"]
+"""What ends a line of text but none of an event, and what stands for it: clients that read lines of text cut events there."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -48,4 +51,7 @@ async def _events(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]
 
 
 def _event(data: dict[str, Any]) -> bytes:
-    return b"data: " + to_json(data) + b"\n\n"
+    content = to_json(data)
+    for character, escape in _LINE_ENDS:
+        content = content.replace(character, escape)
+    return b"data: " + content + b"\n\n"
