@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,6 +50,13 @@ class Site:
     def connections(self) -> int:
         """How many clients are connected."""
         return len(self._runner.server_state.connections)
+
+    def restart(self) -> None:
+        """Does what a signal does, so that open answers come to their ends, and serves a new engine."""
+        self._runner.handle_exit(signal.SIGTERM, None)
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+        self.start()
 
     def stop(self) -> None:
         """Ends the server at once, whatever is open."""

@@ -44,7 +44,7 @@ class Watched:
     @property
     def event_count(self) -> int:
         """How many events need not be told again: none to whoever answers after a failure, who may be another server."""
-        return 0 if self.lost is not None else self.stats.get("event_count", 0)
+        return 0 if self.lost is not None else int(self.stats.get("event_count", 0))
 
     def see(self, model: str, stats: loads.Stats) -> None:
         """Takes what the server says now: all its events, or those after `event_count`."""

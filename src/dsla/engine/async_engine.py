@@ -36,8 +36,12 @@ class _Stream:
     def add(self, item: StepOutput | Exception) -> None:
         """Adds an output; in the event loop only."""
         last = self._items[-1] if self._items else None
-        goes_on = isinstance(item, StepOutput) and item.finish_reason is None
-        if goes_on and isinstance(last, StepOutput) and last.levels == item.levels:
+        if (
+            isinstance(item, StepOutput)
+            and isinstance(last, StepOutput)
+            and item.finish_reason is None
+            and item.levels == last.levels
+        ):
             self._items[-1] = last.joined(item)
         else:
             self._items.append(item)

@@ -54,6 +54,8 @@ class Connection(H11Protocol):
             self.transport.close()
 
 
-def _cancelled(timer: asyncio.TimerHandle | None) -> None:
+def _cancelled(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
+    """What stands in place of a timer once it is cancelled: nothing."""
     if timer is not None:
         timer.cancel()
+    return None
