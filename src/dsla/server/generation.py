@@ -158,8 +158,8 @@ async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[t
     """Items of several streams as they come, with the index of their stream; closes all, however it ends."""
     if len(streams) == 1:  # needs no task and no queue for each item, and waits where its reader does
         async with aclosing(streams[0]) as stream:
-            async for item in stream:
-                yield 0, item
+            async for only in stream:
+                yield 0, only
         return
     queue: asyncio.Queue[tuple[int, T] | asyncio.Task[None]] = asyncio.Queue()
 
