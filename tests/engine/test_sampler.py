@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dsla.engine.request import Request
-from dsla.engine.sampler import choose
+from dsla.engine.sampler import Choice, choose
 from dsla.engine.sampling import SamplingParams, uniform
 
 END = 2
@@ -89,7 +89,7 @@ def test_a_choice_is_the_reference_s(data: st.DataObject) -> None:
     vocab = data.draw(st.sampled_from([5, 61, 700]))
     logits, asked = data.draw(rows(vocab))
     (choice,) = choose(logits.unsqueeze(0), [asked])
-    assert choice is not None
+    assert isinstance(choice, Choice)
     probabilities = reference_probabilities(logits.numpy(), asked)
     assert probabilities[choice.token] > 0
     if asked.params.top_k == 0 or asked.params.top_k >= vocab:
@@ -146,7 +146,7 @@ def test_counts_grow_with_the_output_as_if_counted_anew(temperature: float) -> N
     row, asked = logits_of(5, 50, 2.0), request(params, [], [9, 9, 3])
     for _ in range(80):
         (choice,) = choose(row.unsqueeze(0), [asked])
-        assert choice is not None
+        assert isinstance(choice, Choice)
         assert choice.token == int(reference_logits(row.numpy(), asked).argmax())
         asked.output.append(choice.token)
     assert len(set(asked.output)) > 18
@@ -159,7 +159,7 @@ def test_logprobs_are_of_the_model_s_own_distribution(temperature: float) -> Non
         temperature=temperature, top_k=3, logit_bias={7: 100.0}, presence_penalty=2.0, logprobs=5, seed=4
     )
     (choice,) = choose(row.unsqueeze(0), [request(params, [8])])
-    assert choice is not None and choice.logprobs is not None
+    assert isinstance(choice, Choice) and choice.logprobs is not None
     exact = row.double().numpy()
     expected = exact - exact.max() - np.log(np.exp(exact - exact.max()).sum())
     own, *top = choice.logprobs
@@ -189,7 +189,7 @@ def test_of_equal_tokens_the_lower_ids_come_first() -> None:
         found = {choice.token for choice in choose(row.expand(200, -1), asked) if choice}
         assert found == allowed
     (choice,) = choose(row, [request(SamplingParams(logprobs=3))])
-    assert choice is not None and choice.logprobs is not None
+    assert isinstance(choice, Choice) and choice.logprobs is not None
     assert [token for token, _ in choice.logprobs] == [1, 1, 2, 4]
 
 
@@ -201,7 +201,7 @@ def test_rows_that_are_not_finite_are_told_apart(bad: float, params: SamplingPar
     logits = torch.stack([logits_of(i, 20) for i in range(3)])
     expected = choose(logits, [request(params) for _ in range(3)])
     logits[1, 13] = bad
-    assert choose(logits, [request(params) for _ in range(3)]) == [expected[0], None, expected[2]]
+    assert choose(logits, [request(params) for _ in range(3)]) == [expected[0], "logits are not finite", expected[2]]
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-307, 5e-324])
@@ -210,7 +210,7 @@ def test_tiny_temperatures_do_not_overflow(temperature: float, top_k: int) -> No
     for row in (logits_of(1, 40, dtype=torch.bfloat16), 1000 + logits_of(1, 40, 200.0)):
         params = SamplingParams(temperature=temperature, top_k=top_k, top_p=0.9)
         (choice,) = choose(row.unsqueeze(0), [request(params)])
-        assert choice is not None and choice.token == int(row.argmax())
+        assert isinstance(choice, Choice) and choice.token == int(row.argmax())
 
 
 def test_the_largest_random_number_still_draws_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +218,7 @@ def test_the_largest_random_number_still_draws_a_token(monkeypatch: pytest.Monke
     for seed in range(50):
         row = torch.cat([logits_of(seed, 30), torch.tensor([-1e30])])
         (choice,) = choose(row.unsqueeze(0), [request(SamplingParams(temperature=1.0))])
-        assert choice is not None and choice.token == 29
+        assert isinstance(choice, Choice) and choice.token == 29
 
 
 def test_no_rows_no_choices() -> None:

@@ -27,7 +27,7 @@ from dsla.engine import (
 from dsla.engine.cost import CostModel
 from dsla.engine.memory import RequestMemory
 from dsla.engine.request import Request
-from dsla.engine.sampler import choose
+from dsla.engine.sampler import Choice, choose
 from dsla.engine.weights import build_weights
 from dsla.families import attention_shape, family_of
 from dsla.mixers import DslaConfig, DslaMixer
@@ -256,5 +256,5 @@ def assert_as_reference(
     alone = Request(name, prompt, params or SamplingParams(), len(output) + 1, params.seed or 0 if params else 0, 0, 0)
     for token, row in zip(output, expected, strict=False):
         (choice,) = choose(row.unsqueeze(0), [alone])
-        assert choice is not None and choice.token == token
+        assert isinstance(choice, Choice) and choice.token == token
         alone.output.append(token)

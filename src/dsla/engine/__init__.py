@@ -5,6 +5,7 @@ It knows mixers only through their protocol and levels only as numbers; when to 
 
 from dsla.engine.arena import Arena
 from dsla.engine.async_engine import AsyncEngine
+from dsla.engine.constraint import TokenConstraint
 from dsla.engine.decoder import PackedDecoder
 from dsla.engine.engine import Engine, EngineConfig
 from dsla.engine.intake import QUALITY
@@ -27,6 +28,7 @@ __all__ = [
     "SamplingParams",
     "Signals",
     "StepOutput",
+    "TokenConstraint",
     "TokenLogprobs",
     "derive_seed",
 ]

@@ -407,13 +407,12 @@ class Engine:
     def _sample(self, requests: list[Request], logits: Tensor, now: float) -> None:
         """Chooses the next token of each request by its row of logits `[n, vocab]`."""
         for request, choice in zip(requests, choose(logits, requests), strict=True):
-            if choice is None:
+            if isinstance(choice, str):
                 layer = request.memory.broken_layer(request.computed) if request.memory else None
                 place = "" if layer is None else f"; what layer {layer} remembers is the first that is not finite"
                 self._fail(
                     request,
-                    f"request {request.id!r}: logits are not finite after {request.computed} tokens at level "
-                    f"{request.level}{place}",
+                    f"request {request.id!r}: {choice} after {request.computed} tokens at level {request.level}{place}",
                     now,
                 )
             else:

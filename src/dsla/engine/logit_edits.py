@@ -1,4 +1,4 @@
-"""What changes the logits of one request before a token is chosen: penalties, bias, end tokens that must wait."""
+"""What changes the logits of one request before a token is chosen: penalties, bias, and tokens that must not come."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsla.engine.sampling import SamplingParams
+from dsla.errors import EngineError
 
 
 class TokenCounts:
@@ -61,11 +62,12 @@ class LogitEdits:
         self._biased = np.fromiter(params.logit_bias, np.int64, len(params.logit_bias))
         self._bias = np.fromiter(params.logit_bias.values(), np.float64, len(params.logit_bias))
         self._ends = np.fromiter(end_tokens, np.int64, len(end_tokens))
+        self._constraint = params.constraint() if params.constraint is not None else None
 
     @staticmethod
     def needed(params: SamplingParams) -> bool:
         """Whether `params` ask for any edit."""
-        return bool(params.counts_tokens or params.logit_bias or params.min_tokens)
+        return bool(params.counts_tokens or params.logit_bias or params.min_tokens or params.constraint)
 
     def apply(self, row: NDArray[np.float64], output: Sequence[int]) -> None:
         """Edits logits in place.
@@ -73,6 +75,9 @@ class LogitEdits:
         Args:
             row: `[vocab]`.
             output: all tokens generated so far.
+
+        Raises:
+            EngineError: no token may come next, or the constraint cannot say which.
         """
         params = self._params
         if self._seen is not None:
@@ -87,3 +92,8 @@ class LogitEdits:
         row[self._biased] += self._bias
         if len(output) < params.min_tokens:
             row[self._ends] = -np.inf
+        if self._constraint is not None:
+            allowed = self._constraint.allowed(output)
+            if not allowed.any():
+                raise EngineError("the constraint allows no token")
+            row[~allowed] = -np.inf

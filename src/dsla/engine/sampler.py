@@ -18,6 +18,7 @@ from torch import Tensor
 from dsla.engine.logit_edits import LogitEdits
 from dsla.engine.request import Request
 from dsla.engine.sampling import SamplingParams, TokenLogprobs, uniform
+from dsla.errors import EngineError
 
 Row: TypeAlias = NDArray[np.float64]
 
@@ -40,7 +41,7 @@ class Choice:
     logprobs: TokenLogprobs | None = None
 
 
-def choose(logits: Tensor, requests: Sequence[Request]) -> list[Choice | None]:
+def choose(logits: Tensor, requests: Sequence[Request]) -> list[Choice | str]:
     """Chooses one token for each request.
 
     Args:
@@ -48,11 +49,13 @@ def choose(logits: Tensor, requests: Sequence[Request]) -> list[Choice | None]:
         requests: `[n]`, whose rows they are.
 
     Returns:
-        `[n]` choices; None where the row is not finite.
+        `[n]` choices; where there is none, why not.
     """
     highest, best = logits.max(-1)
     finite = (highest.isfinite() & logits.amin(-1).isfinite()).tolist()
-    choices = [Choice(token) if ok else None for token, ok in zip(best.tolist(), finite, strict=True)]
+    choices: list[Choice | str] = [
+        Choice(token) if ok else "logits are not finite" for token, ok in zip(best.tolist(), finite, strict=True)
+    ]
     work = [i for i, request in enumerate(requests) if finite[i] and not _is_plain(request.params)]
     for start in range(0, len(work), _BLOCK):
         block = work[start : start + _BLOCK]
@@ -66,15 +69,20 @@ def _is_plain(params: SamplingParams) -> bool:
     return params.temperature == 0 and params.logprobs is None and not LogitEdits.needed(params)
 
 
-def _choose_block(rows: Tensor, requests: Sequence[Request]) -> list[Choice]:
+def _choose_block(rows: Tensor, requests: Sequence[Request]) -> list[Choice | str]:
     """Choices for finite rows `[n, vocab]`, fp64, which are overwritten."""
     reported = [i for i, request in enumerate(requests) if request.params.logprobs is not None]
     logprobs = dict(zip(reported, rows[reported].log_softmax(-1).numpy(), strict=True))
-    for row, request in zip(rows.numpy(), requests, strict=True):
-        _edit(row, request)
+    failed: dict[int, str] = {}
+    for i, (row, request) in enumerate(zip(rows.numpy(), requests, strict=True)):
+        try:
+            _edit(row, request)
+        except EngineError as error:
+            failed[i] = str(error)
     tokens = _tokens(rows, requests)
     return [
-        Choice(token, _report(logprobs[i], token, request.params.logprobs or 0) if i in logprobs else None)
+        failed.get(i)
+        or Choice(token, _report(logprobs[i], token, request.params.logprobs or 0) if i in logprobs else None)
         for i, (token, request) in enumerate(zip(tokens, requests, strict=True))
     ]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
 
+from dsla.engine.constraint import TokenConstraint
 from dsla.errors import RequestError
 
 TokenLogprobs: TypeAlias = tuple[tuple[int, float], ...]
@@ -22,7 +23,8 @@ class SamplingParams:
     """How tokens are chosen and when a request ends.
 
     The model's logits are edited first: repetition penalty, frequency and presence penalty, bias, end tokens that must not
-    come yet. Then temperature, `top_k`, `top_p` and `min_p` apply in this order, each to what the one before it left.
+    come yet, tokens that the constraint forbids. Then temperature, `top_k`, `top_p` and `min_p` apply in this order, each to
+    what the one before it left.
 
     Attributes:
         max_tokens: tokens generated at most, and memory for them is promised; None = `EngineConfig.open_ended_tokens`,
@@ -43,6 +45,8 @@ class SamplingParams:
         logit_bias: token id -> -100 to 100, added to its logit.
         logprobs: report logarithms of probabilities, of each chosen token and of this many of the most likely ones, 0 to 20;
             None = report none. They are the model's own: before all edits, at temperature 1.
+        constraint: makes what says which tokens may come next, anew for each request, in the engine's thread; None = all
+            may. Not together with `ignore_eos` and `min_tokens`: the constraint says where the output may end.
     """
 
     max_tokens: int | None = 16
@@ -59,6 +63,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
     logprobs: int | None = None
+    constraint: Callable[[], TokenConstraint] | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
@@ -91,6 +96,10 @@ class SamplingParams:
                 )
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
             raise RequestError(f"logprobs must be in 0 ... {MAX_LOGPROBS}, found {self.logprobs}", param="logprobs")
+        for name in ("ignore_eos", "min_tokens"):
+            if self.constraint is not None and getattr(self, name):
+                found = f"{name} contradicts a format of the answer, which says where it may end"
+                raise RequestError(f"{found}: leave one of them out", param=name)
 
     @property
     def counts_tokens(self) -> bool:
