@@ -38,7 +38,7 @@ RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 HEAVY = {
     "transformers", "fastapi", "starlette", "uvicorn", "pydantic", "triton", "matplotlib", "typer", "rich", "yaml",
     "zstandard", "gguf", "accelerate", "huggingface_hub", "filelock", "hypothesis", "pytest",
-    "lm_eval", "datasets", "pandas", "prometheus_client",
+    "lm_eval", "datasets", "pandas", "prometheus_client", "llguidance",
 }  # fmt: skip
 
 AT_TOP = {

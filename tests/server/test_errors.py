@@ -136,7 +136,6 @@ def test_bad_fields_of_both(
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
         ({"logprobs": True, "top_logprobs": -1}, "top_logprobs", "invalid_value"),
         ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
         ({"max_completion_tokens": 0}, "max_completion_tokens", "invalid_value"),
         ({"max_completion_tokens": 2, "max_tokens": 2}, None, "invalid_value"),
         ({"stream_options": {"include_usage": True}}, None, "invalid_value"),

@@ -29,6 +29,7 @@ from dsla.server.pages import page_routes
 from dsla.server.prompts import PromptReader
 from dsla.server.responses import ErrorBody, ModelCard, ModelList
 from dsla.server.settings import ServerSettings
+from dsla.server.structured import JsonSchemas
 from dsla.server.tokens import token_routes
 
 _CLIENT_CLOSED_REQUEST = 499
@@ -116,7 +117,8 @@ def build_app(engine: AsyncEngine, tokenizer: Any, model_name: str, settings: Se
         return card
 
     table, names = TokenBytes.of(tokenizer), TokenBytes.of(tokenizer, keep_special=True)
-    app.include_router(openai_routes(engine, prompts, table, names, model_name, settings))
+    schemas = JsonSchemas(tokenizer, table, decoder.vocab_size, decoder.eos_token_ids)
+    app.include_router(openai_routes(engine, prompts, schemas, table, names, model_name, settings))
     app.include_router(token_routes(prompts, model_name, decoder.max_tokens, decoder.vocab_size))
     app.include_router(operations_routes(engine, metrics))
     app.include_router(admin_routes(engine, model_name))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from itertools import count
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from dsla.engine import AsyncEngine, SamplingParams, StepOutput, derive_seed
+from dsla.engine import AsyncEngine, SamplingParams, StepOutput, TokenConstraint, derive_seed
 from dsla.errors import BusyError, DrainingError, EngineError
 from dsla.server.chunks import AnswerWriter
 from dsla.server.detokenize import TokenBytes
@@ -22,6 +22,7 @@ from dsla.server.protocol import ChatCompletionRequest, CompletionRequest, Gener
 from dsla.server.responses import ChatCompletion, Completion
 from dsla.server.settings import ServerSettings
 from dsla.server.sse import EventStream
+from dsla.server.structured import JsonSchemas
 
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
@@ -34,6 +35,7 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 def openai_routes(
     engine: AsyncEngine,
     prompts: PromptReader,
+    schemas: JsonSchemas,
     table: TokenBytes,
     names: TokenBytes,
     model_name: str,
@@ -44,6 +46,7 @@ def openai_routes(
     Args:
         engine: runs the requests.
         prompts: reads prompts.
+        schemas: compiles the schemas that answers have to follow.
         table: bytes of the model's tokens.
         names: the same, with those of special tokens, for reports of probabilities.
         model_name: name that requests must ask for.
@@ -73,7 +76,8 @@ def openai_routes(
 
     async def respond(body: GenerationRequest, tokens: Sequence[list[int]], request: Request, chat: bool) -> Response:
         n = body.n or 1
-        params = [sampling_params(body, answer) for answer in range(n)]
+        constraint = await schemas.constraint(body.answer_schema)
+        params = [sampling_params(body, answer, constraint) for answer in range(n)]
         exchange = Exchange.of(request.scope)
         exchange.prompt_tokens = sum(len(prompt) for prompt in tokens)
         # The engine gets nothing before the first output is asked for: a refused prompt leaves nothing behind.
@@ -121,7 +125,9 @@ def openai_routes(
     return router
 
 
-def sampling_params(body: GenerationRequest, answer: int) -> SamplingParams:
+def sampling_params(
+    body: GenerationRequest, answer: int, constraint: Callable[[], TokenConstraint] | None
+) -> SamplingParams:
     """What a request asks of sampling, for one of the `n` answers to a prompt; a null means the API's default."""
     return SamplingParams(
         max_tokens=body.token_limit,
@@ -137,4 +143,5 @@ def sampling_params(body: GenerationRequest, answer: int) -> SamplingParams:
         repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
         logit_bias=body.logit_bias,
         logprobs=body.top_count,
+        constraint=constraint,
     )

@@ -131,6 +131,28 @@ class DslaOptions(ApiModel):
     stream_levels: bool = Field(default=False, description="with `stream`: `dsla` is in every chunk that has text")
 
 
+class JsonSchema(ApiModel):
+    """`response_format.json_schema`."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    description: str | None = None
+    definition: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = Field(default=None, description="accepted and not used: answers always follow the schema")
+
+
+class ResponseFormat(ApiModel):
+    """What answers have to look like."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = Field(default=None, description="with the type `json_schema`")
+
+    @model_validator(mode="after")
+    def _schema_and_type_go_together(self) -> ResponseFormat:
+        if (self.json_schema is None) == (self.type == "json_schema"):
+            raise PydanticCustomError("only_with", "'json_schema' goes with the type 'json_schema', and with no other")
+        return self
+
+
 class TextPart(ApiModel):
     """One part of a message's content."""
 
@@ -177,6 +199,7 @@ class GenerationRequest(ApiModel):
     logit_bias: Annotated[dict[int, float], PlainValidator(_biases, json_schema_input_type=dict[str, float] | None)] = (
         Field(default={}, description="token id: -100 to 100, added to its logit")
     )
+    response_format: ResponseFormat | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     dsla: DslaOptions = DslaOptions()
@@ -196,6 +219,14 @@ class GenerationRequest(ApiModel):
         return self.max_tokens
 
     @property
+    def answer_schema(self) -> dict[str, Any] | None:
+        """The JSON Schema that answers follow, None = they are any text."""
+        if self.response_format is None or self.response_format.type == "text":
+            return None
+        schema = self.response_format.json_schema
+        return {"type": "object"} if schema is None else schema.definition
+
+    @property
     @abstractmethod
     def top_count(self) -> int | None:
         """How many of the most likely tokens are reported beside each token; None = no probabilities at all."""
@@ -210,7 +241,6 @@ class ChatCompletionRequest(GenerationRequest):
     logprobs: bool | None = False
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
 
-    response_format: Annotated[dict[str, Any] | None, only({"type": "text"})] = None
     tools: Annotated[list[Any] | None, only([])] = None
     tool_choice: Annotated[str | dict[str, Any] | None, only("none", "auto")] = None
     parallel_tool_calls: Annotated[bool | None, only(False, True)] = None
