@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from dsla.engine import AsyncEngine
 from tests.server.site import Site
@@ -39,11 +41,18 @@ class Served:
         assert stats["free_bytes"] == stats["budget_bytes"]
 
 
-@pytest.fixture(scope="package")
-def _running() -> Iterator[Served]:
-    with Site(MODEL) as site, httpx.Client(base_url=site.address, timeout=20) as http:
+@contextmanager
+def serving(tokenizer: PreTrainedTokenizerFast | None = None) -> Iterator[Served]:
+    """A server of the tiny model on a free port, whose tokens are those of `tokenizer`."""
+    with Site(MODEL, tokenizer=tokenizer) as site, httpx.Client(base_url=site.address, timeout=20) as http:
         client = openai.OpenAI(base_url=f"{site.address}/v1", api_key="none", max_retries=0)
         yield Served(site.engine, site.address, http, client)
+
+
+@pytest.fixture(scope="package")
+def _running() -> Iterator[Served]:
+    with serving() as served:
+        yield served
 
 
 @pytest.fixture

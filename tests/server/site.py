@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 import httpx
+from transformers import PreTrainedTokenizerFast
 
 from dsla.engine import AsyncEngine, Engine
 from dsla.server.app import build_app
@@ -27,6 +28,7 @@ class Site:
     Args:
         model: name of its model.
         engine: makes its engine at every start.
+        tokenizer: of the model; default: that of words.
         settings: of the HTTP side, as `ServerSettings` has them.
 
     Attributes:
@@ -34,15 +36,22 @@ class Site:
         engine: the engine that runs now.
     """
 
-    def __init__(self, model: str = "tiny", engine: Callable[[], Engine] = tiny_engine, **settings: Any) -> None:
+    def __init__(
+        self,
+        model: str = "tiny",
+        engine: Callable[[], Engine] = tiny_engine,
+        tokenizer: PreTrainedTokenizerFast | None = None,
+        **settings: Any,
+    ) -> None:
         self.model, self._make, self._settings, self._port = model, engine, ServerSettings(**settings), 0
+        self._tokenizer = tokenizer or tiny_tokenizer()
 
     def start(self) -> None:
         """Serves a new engine."""
         sock = bind("127.0.0.1", self._port)
         self._port, self.address = sock.getsockname()[1], url(sock)
         self.engine = AsyncEngine(self._make())
-        self._runner = server(build_app(self.engine, tiny_tokenizer(), self.model, self._settings))
+        self._runner = server(build_app(self.engine, self._tokenizer, self.model, self._settings))
         self._thread = threading.Thread(target=self._runner.run, kwargs={"sockets": [sock]})
         self._thread.start()
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dsla.errors import ModelError
 from dsla.server.detokenize import Detokenizer, TokenBytes
-from tests.server.tiny import tiny_tokenizer
+from tests.server.tiny import sentencepiece_tokenizer, tiny_tokenizer
 
 TEXTS = [
     "plain words, and more.",
@@ -20,6 +20,15 @@ TEXTS = [
     "é e\u0301 ﬁ \u00ad \u2028 \ufffd end",
     "  leading, trailing  \n\ttabs ",
 ]
+
+SCRIPTS = "aé\u0301ß ▂\n🦆👩\u200d🤷🏽️漢字かם\u200fمرحﷺ\u0085\u2028\ufeff\ufffd"
+WRITTEN = st.text(
+    st.one_of(st.characters(exclude_characters="▁", exclude_categories=["Cs"]), st.sampled_from(SCRIPTS)), max_size=40
+)
+"""Any text but for what SentencePiece writes for a space, which it cannot tell from one."""
+
+KINDS = {"byte-level": (tiny_tokenizer(), ""), "byte-fallback": (sentencepiece_tokenizer(), " ")}
+"""Tokenizers, and what they put before a text: with SentencePiece a text is the beginning of a word."""
 
 
 def fallback_tokenizer() -> PreTrainedTokenizerFast:
@@ -44,11 +53,12 @@ def cut(tokens: list[int], places: list[int]) -> list[list[int]]:
     return [tokens[a:b] for a, b in zip(ends, ends[1:], strict=False)]
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("text", TEXTS, ids=["ascii", "emoji", "cjk", "right-to-left", "combining", "spaces"])
-def test_streamed_text_is_the_text_at_every_boundary(text: str) -> None:
-    tokenizer = tiny_tokenizer()
+def test_streamed_text_is_the_text_at_every_boundary(kind: str, text: str) -> None:
+    tokenizer, prefix = KINDS[kind]
     table = TokenBytes.of(tokenizer)
-    tokens = tokenizer(text)["input_ids"]
+    tokens, text = tokenizer(text)["input_ids"], prefix + text
     for boundary in range(len(tokens) + 1):
         detokenizer = Detokenizer(table)
         first, second = detokenizer.add(tokens[:boundary]), detokenizer.add(tokens[boundary:])
@@ -56,12 +66,27 @@ def test_streamed_text_is_the_text_at_every_boundary(text: str) -> None:
         assert text.startswith(first)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @settings(deadline=None, max_examples=200)
-@given(st.text(max_size=40), st.lists(st.integers(0, 200), max_size=10))
-def test_any_text_any_cut(text: str, places: list[int]) -> None:
-    tokenizer = tiny_tokenizer()
+@given(WRITTEN, st.lists(st.integers(0, 200), max_size=10))
+def test_any_text_any_cut(kind: str, text: str, places: list[int]) -> None:
+    tokenizer, prefix = KINDS[kind]
     tokens = tokenizer(text)["input_ids"]
-    assert streamed(TokenBytes.of(tokenizer), cut(tokens, places)) == text
+    assert streamed(TokenBytes.of(tokenizer), cut(tokens, places)) == (prefix + text if text else "")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.integers(0, 400), max_size=30), st.lists(st.integers(0, 30), max_size=6))
+def test_any_tokens_any_cut(kind: str, tokens: list[int], places: list[int]) -> None:
+    table = TokenBytes.of(KINDS[kind][0])
+    whole = streamed(table, [tokens])
+    assert streamed(table, cut(tokens, places)) == streamed(table, [[token] for token in tokens]) == whole
+    # Nothing that was sent is ever taken back.
+    detokenizer, sent = Detokenizer(table), ""
+    for token in tokens:
+        sent += detokenizer.add([token])
+        assert whole.startswith(sent)
 
 
 @settings(deadline=None, max_examples=200)
