@@ -28,7 +28,7 @@ class Site:
     Args:
         model: name of its model.
         engine: makes its engine at every start.
-        tokenizer: of the model; default: that of words.
+        tokenizer: of the model; default: `tiny_tokenizer`.
         settings: of the HTTP side, as `ServerSettings` has them.
 
     Attributes:
