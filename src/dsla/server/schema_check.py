@@ -6,7 +6,7 @@ a process can: schemas are tried in one of their own before the server compiles 
 
 from __future__ import annotations
 
-import resource
+import contextlib
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -75,7 +75,10 @@ def problem(schema: str) -> str:
 def _main() -> None:
     from llguidance import LLMatcher
 
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    with contextlib.suppress(ImportError):  # Windows knows no such limits
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     try:
         wrong, messages = LLMatcher.validate_grammar_with_warnings(
             grammar_of(sys.stdin.buffer.read().decode()), limits=limits()
