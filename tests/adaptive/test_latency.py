@@ -131,7 +131,7 @@ def test_cached_bytes_are_no_pressure() -> None:
 
 def test_a_small_gain_is_none() -> None:
     # All eight layers converted save 0.8 s.
-    late = load(tpot_seconds=0.2)
+    late = load(itl_seconds=0.2)
     for seconds, converted in ((7.9, ["a"]), (8.1, [])):
         _, decisions = decide(None, late, [running("a", 0.001, seconds=seconds)], 0.0, CONFIG)
         assert [d.request_id for d in decisions if d.request_id] == converted
