@@ -57,7 +57,7 @@ def _loss(decoder: PackedDecoder, level: int, tokens: list[int]) -> float:
     arena = decoder.arena(256 << 20)
     memory = RequestMemory(arena, decoder.n_layers, decoder.order[:level])
     memory.reserve(len(tokens))
-    batch = PackedBatch([Segment(memory, tokens, 0, True)], arena.page_tokens)
+    batch = PackedBatch([Segment(memory, tokens, 0, True)])
     batch.sample_rows = torch.arange(len(tokens) - 1)
     logits = decoder.forward(batch, arena).float()
     return float(F.cross_entropy(logits, torch.tensor(tokens[1:]), reduction="sum"))

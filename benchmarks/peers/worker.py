@@ -62,7 +62,7 @@ class Dsla:
         for start in range(0, tokens, CHUNK):
             new = prompt[start : start + CHUNK]
             segment = self.segment(memory, new, start, start + len(new) == tokens)
-            self.decoder.forward(self.batch_of([segment], arena.page_tokens), arena)
+            self.decoder.forward(self.batch_of([segment]), arena)
         return time.perf_counter() - begun
 
     def decode(self, batch: int, context: int, steps: int) -> list[float]:
@@ -73,7 +73,7 @@ class Dsla:
         for step in range(steps):
             begun = time.perf_counter()
             segments = [self.segment(memory, [step + 1], context + step, True) for memory in memories]
-            self.decoder.forward(self.batch_of(segments, arena.page_tokens), arena)
+            self.decoder.forward(self.batch_of(segments), arena)
             seconds.append(time.perf_counter() - begun)
         return seconds
 
@@ -93,7 +93,7 @@ class Dsla:
             pool.normal_()
         for step in range(steps):
             segments = [self.segment(memory, [step + 1], context + step, True) for memory in memories]
-            self.decoder.forward(self.batch_of(segments, arena.page_tokens), arena)
+            self.decoder.forward(self.batch_of(segments), arena)
             seconds.append(0.0)
         self.decoder.softmax.step = mix
         return seconds[:steps]

@@ -40,7 +40,7 @@ def last_logits(decoder: PackedDecoder, prompts: list[list[int]], chunk: int) ->
                 memory.reserve(start + len(tokens))
                 segments.append(Segment(memory, tokens, start, start + len(tokens) == len(prompt)))
         sampled = [memories.index(segment.memory) for segment in segments if segment.sample]
-        logits |= dict(zip(sampled, decoder.forward(PackedBatch(segments, 4), arena), strict=True))
+        logits |= dict(zip(sampled, decoder.forward(PackedBatch(segments), arena), strict=True))
     return torch.stack([logits[i] for i in range(len(prompts))])
 
 

@@ -104,7 +104,7 @@ def alone_logits(decoder: PackedDecoder, prompt: list[int], output: list[int], l
         level = changes.get(done, level)
         end = min([len(prompt), *(at for at in changes if at > done)]) if done < len(prompt) else done + 1
         memory.reserve(end)
-        batch = PackedBatch([Segment(memory, tokens[done:end], done, end >= len(prompt))], arena.page_tokens)
+        batch = PackedBatch([Segment(memory, tokens[done:end], done, end >= len(prompt))])
         logits.append(decoder.forward(batch, arena))
         done = end
     return torch.cat(logits)

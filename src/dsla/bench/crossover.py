@@ -128,7 +128,7 @@ class Room:
         return seconds
 
     def _forward(self, segments: Sequence[Segment]) -> None:
-        self._decoder.forward(PackedBatch(segments, self.arena.page_tokens, self._decoder.device), self.arena)
+        self._decoder.forward(PackedBatch(segments, self._decoder.device), self.arena)
 
 
 def measure(

@@ -41,7 +41,6 @@ class PackedBatch:
 
     Args:
         segments: at least one, in any order.
-        page_tokens: of the arena.
         device: of the model.
 
     Attributes:
@@ -52,8 +51,7 @@ class PackedBatch:
         sample_rows: row of the last token of each segment that is sampled, `[n_samples]` int64, in the order they were given.
     """
 
-    def __init__(self, segments: Sequence[Segment], page_tokens: int, device: torch.device | str = "cpu") -> None:
-        self.page_tokens, self.device = page_tokens, device
+    def __init__(self, segments: Sequence[Segment], device: torch.device | str = "cpu") -> None:
         order = sorted(range(len(segments)), key=lambda i: _place(segments[i]))
         self.segments = [segments[i] for i in order]
         self.starts, positions = [0], []

@@ -158,7 +158,7 @@ class Engine:
                 for known, count in ((0, _WARM_UP_TOKENS - 1), (_WARM_UP_TOKENS - 1, 1)):
                     memory.reserve(known + count)
                     segment = Segment(memory, [0] * count, known, True)
-                    batch = PackedBatch([segment], self.arena.page_tokens, self.decoder.device)
+                    batch = PackedBatch([segment], self.decoder.device)
                     self.decoder.forward(batch, self.arena)
             finally:
                 memory.release()
@@ -389,7 +389,7 @@ class Engine:
             memory.reserve(request.computed + chunk.count)
             segments.append(Segment(memory, request.next_tokens(chunk.count), request.computed, chunk.sample))
         work, began = sum((chunk.work for chunk in chunks), StepWork()), self._clock()
-        logits = self.decoder.forward(PackedBatch(segments, self.arena.page_tokens, self.decoder.device), self.arena)
+        logits = self.decoder.forward(PackedBatch(segments, self.decoder.device), self.arena)
         prompt_tokens = sum(chunk.count for chunk in chunks if chunk.request.computed < len(chunk.request.prompt))
         sampled = [chunk.request for chunk in chunks if chunk.sample]
         for chunk in chunks:

@@ -134,11 +134,7 @@ class Scratch:
         for level, prior, new in point.parts:
             place = used[level] = used.get(level, -1) + 1
             segments.append(Segment(self._memory(level, place), [1] * new, prior, new == 1))
-        return self._timed(
-            lambda: self._decoder.forward(
-                PackedBatch(segments, self._arena.page_tokens, self._decoder.device), self._arena
-            )
-        )
+        return self._timed(lambda: self._decoder.forward(PackedBatch(segments, self._decoder.device), self._arena))
 
     def time_fold(self, tokens: int) -> float:
         """Seconds to convert one layer of a request."""
