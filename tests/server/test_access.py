@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -32,6 +34,17 @@ def line(caplog: pytest.LogCaptureFixture, request_id: str) -> dict[str, Any]:
                 return fields | {"message": record.getMessage()}
         assert time.monotonic() < end, "there is no such line"
         time.sleep(0.005)
+
+
+@contextmanager
+def streaming(served: Served, request_id: str, **fields: Any) -> Iterator[None]:
+    """While an answer of this id streams, of which the client has the first line."""
+    headers = {"x-request-id": request_id}
+    body = ENDLESS | {"stream": True} | fields
+    with served.http.stream("POST", "/v1/completions", json=body, headers=headers) as response:
+        lines = response.iter_lines()  # with the last reference to it the connection ends
+        next(lines)
+        yield
 
 
 @pytest.mark.anyio
@@ -87,19 +100,16 @@ def test_any_other_id_is_replaced(served: Served, given: str) -> None:
 
 
 def test_the_engine_names_requests_by_it(served: Served) -> None:
-    with served.http.stream(
-        "POST", "/v1/completions", json=ENDLESS | {"stream": True, "n": 2}, headers={"x-request-id": "mine"}
-    ) as response:
-        next(response.iter_lines())
+    with streaming(served, "mine", n=2):
         names = [request["id"] for request in served.stats()["requests"]]
-        assert len(names) == 2 and all(name.startswith("mine~") for name in names)
+    assert len(names) == 2 and all(name.startswith("mine~") for name in names)
 
 
 def test_two_open_requests_may_have_one_id(served: Served) -> None:
     headers = {"x-request-id": "twice"}
-    with served.http.stream("POST", "/v1/completions", json=ENDLESS | {"stream": True}, headers=headers) as response:
-        next(response.iter_lines())
+    with streaming(served, "twice"):
         assert httpx.post(f"{served.address}/v1/completions", json=BODY, headers=headers).status_code == 200
+        assert len(served.stats()["requests"]) == 1
 
 
 def test_the_access_line(served: Served, caplog: pytest.LogCaptureFixture) -> None:
@@ -143,9 +153,8 @@ def test_a_path_cannot_forge_lines(served: Served, caplog: pytest.LogCaptureFixt
 
 def test_a_client_that_leaves_is_seen(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "dsla")
-    headers = {"x-request-id": "left"}
-    with served.http.stream("POST", "/v1/completions", json=ENDLESS | {"stream": True}, headers=headers) as response:
-        next(response.iter_lines())
+    with streaming(served, "left"):
+        pass
     found = line(caplog, "left")
     assert not found["complete"] and found["message"].endswith("cut off")
 
