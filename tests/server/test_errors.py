@@ -130,6 +130,7 @@ def test_bad_fields_of_both(
             "invalid_value",
         ),
         ({"messages": [{"role": "user", "content": f"{SECRET} " * 900}]}, "messages", "context_length_exceeded"),
+        ({"messages": [{"role": "user", "content": ""}] * 5000}, "messages", "context_length_exceeded"),
         ({"logprobs": 1}, "logprobs", "invalid_type"),
         ({"top_logprobs": 3}, "top_logprobs", "invalid_value"),
         ({"logprobs": False, "top_logprobs": 3}, "top_logprobs", "invalid_value"),

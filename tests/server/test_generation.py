@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
 import pytest
 
@@ -143,6 +144,26 @@ def test_merged_gives_everything_in_order_of_each_stream() -> None:
     assert sorted(found) == [(0, 0), (0, 1), (2, 0), (2, 1), (2, 2)]
     assert [number for index, number in found if index == 2] == [0, 1, 2]
     assert sorted(closed) == [0, 2, 3]
+
+
+def test_merged_takes_no_more_than_its_reader() -> None:
+    async def read_slowly() -> int:
+        given = 0
+
+        async def counting() -> AsyncGenerator[int, None]:
+            nonlocal given
+            while True:
+                given += 1
+                yield given
+
+        async with aclosing(merged([counting(), counting(), counting()])) as stream:
+            for _ in range(10):
+                await anext(stream)
+                for _ in range(20):
+                    await asyncio.sleep(0)
+        return given
+
+    assert 10 <= asyncio.run(read_slowly()) <= 10 + 2 * 3
 
 
 def test_merged_closes_all_when_one_fails() -> None:

@@ -155,28 +155,33 @@ def _failure(out: StepOutput) -> ApiError:
 
 
 async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
-    """Items of several streams as they come, with the index of their stream; closes all, however it ends."""
+    """Items of several streams as they are taken, with the index of their stream; closes all, however it ends."""
     if len(streams) == 1:  # needs no task and no queue for each item, and waits where its reader does
         async with aclosing(streams[0]) as stream:
             async for only in stream:
                 yield 0, only
         return
-    queue: asyncio.Queue[tuple[int, T] | asyncio.Task[None]] = asyncio.Queue()
+    # Streams wait until their items are taken: what a slow reader leaves gathers where it is smallest, in the engine's outputs.
+    queue: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue(1)
 
     async def pump(index: int, stream: AsyncGenerator[T, None]) -> None:
-        async with aclosing(stream):
-            async for item in stream:
-                queue.put_nowait((index, item))
+        end = None
+        try:
+            async with aclosing(stream):
+                async for item in stream:
+                    await queue.put((index, item))
+        except Exception as error:  # noqa: BLE001 - raised to whoever reads the merged stream
+            end = error
+        await queue.put(end)
 
     tasks = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
-    for task in tasks:
-        task.add_done_callback(queue.put_nowait)
     try:
         running = len(tasks)
         while running:
             item = await queue.get()
-            if isinstance(item, asyncio.Task):
-                item.result()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
                 running -= 1
             else:
                 yield item

@@ -44,7 +44,7 @@ class PromptReader:
     async def chat_tokens(
         self, messages: Sequence[Message], special: bool = False, generation_prompt: bool = True
     ) -> list[int]:
-        """Token ids of a conversation, however many.
+        """Token ids of a conversation, whatever room they leave for an answer.
 
         Args:
             messages: the conversation.
@@ -52,8 +52,14 @@ class PromptReader:
             generation_prompt: end with the template's beginning of an answer.
 
         Raises:
-            ApiError: no chat template, or messages it refuses.
+            ApiError: no chat template, messages it refuses, or so many that they cannot fit.
         """
+        if len(messages) > self._context_length:  # a token each, at least; templates take long over so many
+            message = (
+                f"This model's maximum context length is {self._context_length} tokens, but there are {len(messages)} "
+                "messages. Leave out some"
+            )
+            raise ApiError(400, message, param="messages", code="context_length_exceeded")
         return await asyncio.to_thread(lambda: self._encode(self._render(messages, generation_prompt), special))
 
     async def tokens(self, text: str, special: bool = True) -> list[int]:
