@@ -36,7 +36,7 @@ async def app_of(
 
 async def until(condition: Any) -> None:
     """Waits until something is so."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while not condition():
             await anyio.sleep(0.005)
 
