@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from dsla.engine import threads
-from dsla.engine.threads import best_threads, bounds, fastest
+from dsla.engine.threads import best_threads, bounds, fastest, release_threads
 from tests.engine.tiny import tiny_decoder
+
+TASKS = Path("/proc/self/task")
 
 
 @pytest.fixture
@@ -101,3 +103,20 @@ def test_bounds_say_what_they_are(machine: Path, monkeypatch: pytest.MonkeyPatch
     (machine / "cpu.max").write_text("250000 100000\n")
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert bounds() == threads.Bounds(logical=8, physical=4, variable=5, quota=3)
+
+
+@pytest.mark.skipif(not TASKS.is_dir(), reason="the system does not list a process's threads")
+def test_helpers_of_a_thread_that_computes_no_more_end() -> None:
+    before = torch.get_num_threads()
+    release_threads()
+    try:
+        torch.set_num_threads(3)
+        alone = len(list(TASKS.iterdir()))
+        torch.ones(1 << 20).exp()
+        assert len(list(TASKS.iterdir())) == alone + 2
+        release_threads()
+        assert len(list(TASKS.iterdir())) == alone
+        assert torch.ones(1 << 20).exp().sum() > 0
+    finally:
+        torch.set_num_threads(before)
+        release_threads()

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 from dsla.engine.engine import Engine
 from dsla.engine.request import Request, StepOutput
 from dsla.engine.sampling import SamplingParams
+from dsla.engine.threads import release_threads
 from dsla.errors import DrainingError, EngineError
 
 T = TypeVar("T")
@@ -94,6 +95,7 @@ class AsyncEngine:
         self._failure: str | None = None
         self._warm = self._draining = False
         self._thread = threading.Thread(target=self._run, name="dsla-engine", daemon=True)
+        release_threads()  # of whoever made the engine
         self._thread.start()
         # A thread that computes when the interpreter ends takes the process down ("terminate called").
         atexit.register(self.close)
