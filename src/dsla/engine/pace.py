@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dsla.engine.cost import Correction, CostModel, StepWork
 
 LEAST_CHUNK = 16
-"""Tokens of a prompt that are read even where decodes alone take a step's time: it has to go on."""
+"""Tokens of prompts that are read even where decodes alone take a step's time: they have to go on."""
 
 
 class Pace:
@@ -67,7 +67,7 @@ class Pace:
             return limit
         left = (self._seconds - self.spent) / self._correction.ratio
         count = self.cost.prefill_tokens_within(left, limit, prior, kept, converted, beside)
-        return count if beside.prefill_tokens else max(count, min(LEAST_CHUNK, limit))
+        return max(count, min(LEAST_CHUNK - beside.prefill_tokens, limit))
 
     def end(self, work: StepWork, start: float) -> None:
         """A step has computed `work` since `start`; how long that took makes the next prediction better."""

@@ -8,6 +8,7 @@ request that came last goes back to the queue and later takes up where it was.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -128,7 +129,12 @@ class Scheduler:
         return sorted(self.running.values(), key=lambda request: request.arrival)
 
     def plan(self) -> list[Chunk]:
-        """What the next step computes: one token of every decoding request, then prompts in order of arrival."""
+        """What the next step computes: one token of every decoding request, then prompts.
+
+        The prompt that came first gets half of what it would get alone, at least; the other half goes to those that have less
+        left to read, the least first, so that nobody waits for a long prompt to be read whole. What is left then is for the
+        first one again, and after it for the others in order of arrival.
+        """
         return list(self._chunks())
 
     def wanted_units(self, chunks: list[Chunk]) -> int:
@@ -148,16 +154,17 @@ class Scheduler:
                 chunk = Chunk(request, 1)
                 left, work = left - 1, work + chunk.work
                 yield chunk
-        for request in ready:
-            if request.pending > 1 and left > 0:
-                most = min(request.pending, left, request.tokens_before_pause())
-                kept = self._n_layers - request.level
-                count = self._pace.chunk(most, request.computed, kept, request.level, work)
-                if not count:
-                    return
-                chunk = Chunk(request, count)
-                left, work = left - count, work + chunk.work
-                yield chunk
+        counts: dict[str, int] = {}
+        for request, share in _turns([request for request in ready if request.pending > 1]):
+            counted = counts.get(request.id, 0)
+            most = min(request.pending, request.tokens_before_pause()) - counted
+            prior, kept = request.computed + counted, self._n_layers - request.level
+            fits = self._pace.chunk(min(most, left), prior, kept, request.level, work) if min(most, left) > 0 else 0
+            count = math.ceil(fits * share)
+            if count:
+                counts[request.id] = counted + count
+                left, work = left - count, work + StepWork.prefill(count, prior, kept, request.level)
+        yield from (Chunk(request, counts[request.id]) for request in ready if request.id in counts)
 
     def _promised(self, request: Request) -> int:
         known = len(request.prompt) + len(request.output)
@@ -167,3 +174,16 @@ class Scheduler:
         """Whether the request whose prompt it shares is still to compute it."""
         leader = self.running.get(request.sibling_of) if request.sibling_of is not None else None
         return leader is not None and not leader.output and not request.levels
+
+
+def _turns(reading: list[Request]) -> Iterator[tuple[Request, float]]:
+    """Whose prompt is read next in a step, and how much of what fits, as `Scheduler.plan` says."""
+    if not reading:
+        return
+    first, *others = reading
+    shorter = sorted((request for request in others if request.pending < first.pending), key=lambda r: r.pending)
+    if shorter:
+        yield first, 0.5
+        yield from ((request, 1.0) for request in shorter)
+    yield first, 1.0
+    yield from ((request, 1.0) for request in others if request.pending >= first.pending)
