@@ -83,7 +83,7 @@ def test_long_requests_go_first_and_only_as_far_as_needed() -> None:
 
 def test_a_round_raises_a_request_by_no_more_than_a_step() -> None:
     _, decisions = decide(None, load(ttft_seconds=1e6), [running("a", 1e-3, level=1)], 0.0, CONFIG)
-    assert decisions[0] == Decision("a", 3, "latency pressure")
+    assert decisions[0] == Decision("a", 3, "latency pressure", min_gain=0.1)
 
 
 def test_cooldown_between_rounds() -> None:
@@ -106,9 +106,19 @@ def test_both_pressures_name_a_request_once_at_the_higher_level() -> None:
     found = {decision.request_id: decision for decision in decisions if decision.request_id}
     assert len(decisions) == 4 and len(found) == 2
     assert found["a"] == Decision("a", 2, "memory pressure")
-    assert found["b"] == Decision("b", 2, "latency pressure")
+    assert found["b"] == Decision("b", 2, "latency pressure", min_gain=0.1)
     new = [decision for decision in decisions if decision.request_id is None]
     assert [(decision.level, decision.min_gain) for decision in new] == [(2, None), (2, 0.1)]
+
+
+def test_no_calm_time_begins_right_after_a_rise() -> None:
+    config = replace(CONFIG, calm_seconds=3.0)
+    state, _ = decide(None, load(ttft_seconds=9.0), [], 0.0, config)
+    falls = []
+    for now in range(1, 9):  # what was late has been forgotten
+        state, decisions = decide(state, load(new_fast_level=2), [], float(now), config)
+        falls += [now] * len(decisions)
+    assert falls[:1] == [6]
 
 
 def test_new_requests_come_back_when_both_are_calm() -> None:
@@ -254,7 +264,7 @@ summary = st.builds(
 )  # fmt: skip
 requests = st.lists(summary, max_size=8).map(lambda found: [replace(s, id=str(i)) for i, s in enumerate(found)])
 moment = st.none() | st.floats(0, 30)
-states = st.builds(PolicyState, moment, moment, moment)
+states = st.builds(PolicyState, moment, moment, moment, moment)
 
 
 @given(
@@ -280,7 +290,7 @@ def test_more_pressure_never_gives_lower_levels(
         _, decisions = decide(state, signals, summaries, now, CONFIG)
         levels: dict[tuple[str | None, bool], int] = {(s.id, False): s.level for s in summaries}
         levels |= {(None, False): new_level, (None, True): fast}
-        return levels | {(d.request_id, d.min_gain): d.level for d in decisions}
+        return levels | {(d.request_id, d.request_id is None and d.min_gain is not None): d.level for d in decisions}
 
     raised = [value if extra == 0 else (value or 0) + extra for value, extra in zip(less, more, strict=True)]
     low, high = outcome(*less), outcome(*raised)  # type: ignore[arg-type]
@@ -305,7 +315,7 @@ def test_decisions_are_always_legal(
     signals = load(used, new_level, fast, ttft_seconds=ttft, waiting_seconds=waiting, itl_seconds=itl)
     first = decide(state, signals, summaries, now, CONFIG)
     assert first == decide(state, signals, summaries, now, CONFIG)
-    names = [(decision.request_id, decision.min_gain) for decision in first[1]]
+    names = [(d.request_id, d.request_id is None and d.min_gain is not None) for d in first[1]]
     assert len(names) == len(set(names))
     by_name = {s.id: s for s in summaries}
     for decision in first[1]:
@@ -313,7 +323,7 @@ def test_decisions_are_always_legal(
             assert 0 <= decision.level <= MAX_LEVEL
             continue
         found = by_name[decision.request_id]
-        assert decision.min_gain is None
+        assert (decision.min_gain is not None) == (decision.reason == "latency pressure")
         assert found.level < decision.level <= found.max_level
         if decision.reason == "latency pressure":
             assert found.seconds_saved_per_layer > 0

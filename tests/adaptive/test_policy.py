@@ -78,6 +78,18 @@ def test_a_step_that_would_not_fit_does_not_wait_for_the_cooldown() -> None:
     assert acted and not held
 
 
+def test_new_requests_wait_for_the_cooldown_whatever_running_ones_must_do() -> None:
+    state, new_level, found = PolicyState(), 0, []
+    for tenth in range(30):
+        state, decisions = decide(state, load(1001, new_level=new_level), [running("a", 10)], tenth / 10, CONFIG)
+        assert [decision for decision in decisions if decision.request_id], "running ones do not wait"
+        for decision in decisions:
+            if decision.request_id is None:
+                new_level = decision.level
+                found.append((tenth, new_level))
+    assert found == [(0, 2), (10, 4), (20, 6)]
+
+
 def test_nothing_to_convert_does_not_start_a_cooldown() -> None:
     state, decisions = decide(None, load(900, new_level=8), [], 0.0, CONFIG)
     assert decisions == [] and state.raised is None

@@ -30,3 +30,26 @@ def test_only_the_latest_values_are_kept() -> None:
     for value in (9.0, 1.0, 2.0, 3.0, 4.0):
         recent.add(0.0, value)
     assert recent.quantile(0.0, 1.0) == 4
+
+
+def test_what_is_the_same_in_a_step_is_kept_once_and_counts_each_time() -> None:
+    recent = Recent(size=3)
+    for step in range(3):
+        for _ in range(64):
+            recent.add(float(step), 0.01)
+    assert recent.quantile(2.0) == 0.01
+    recent = Recent(size=3)
+    for value, count in ((0.01, 88), (0.02, 3), (0.5, 9)):
+        for _ in range(count):
+            recent.add(1.0, value)
+    assert (recent.quantile(1.0, 0.88), recent.quantile(1.0, 0.9), recent.quantile(1.0, 0.92)) == (0.01, 0.02, 0.5)
+
+
+def test_only_what_began_since_counts() -> None:
+    recent = Recent()
+    recent.add(5.0, 4.0)
+    recent.add(6.0, 0.5)
+    assert recent.quantile(6.0, 1.0) == 4
+    assert recent.quantile(6.0, 1.0, since=0.9) == 4
+    assert recent.quantile(6.0, 1.0, since=1.0) == 0.5
+    assert recent.quantile(6.0, 1.0, since=5.6) is None

@@ -30,8 +30,8 @@ class PolicyConfig:
     Attributes:
         high_water: part of the budget, used or wanted by the next step, above which there is pressure.
         low_water: part of the budget below which the load is calm.
-        cooldown_seconds: time between two rounds of conversions, and between two rises of the level of new requests; not
-            waited for where the next step would not fit.
+        cooldown_seconds: time between two rounds of conversions, not waited for where the next step would not fit; and
+            between two rises of the level of new requests.
         calm_seconds: time below the low-water mark before the level of new requests falls, and between two falls.
         new_level_step: part of all levels by which the level of new requests rises or falls at once.
         long_share: a request whose prompt takes a larger part of the budget than this starts at a level where it does not.
@@ -41,7 +41,8 @@ class PolicyConfig:
         latency_low: part of an objective below which a latency is calm.
         latency_gain: part of the time a request takes that converting all its layers must save for it to be converted for
             the sake of an objective: levels cost quality, and a gain within the error of predictions may be none.
-        latency_cooldown_seconds: time between two rises for the sake of an objective: what was decided must show first.
+        latency_cooldown_seconds: time between two rises for the sake of an objective: what was decided must show first. Of
+            latencies, those count that began after the last one.
     """
 
     high_water: float = 0.9
@@ -80,11 +81,13 @@ class PolicyState:
 
     Attributes:
         raised: when levels last rose for lack of memory, seconds; None = never.
+        raised_new: when those of new requests last did.
         calm_since: since when the load has been calm, or when the level of new requests last fell.
         raised_for_latency: when levels last rose for the sake of an objective.
     """
 
     raised: float | None = None
+    raised_new: float | None = None
     calm_since: float | None = None
     raised_for_latency: float | None = None
 
@@ -116,12 +119,11 @@ def decide(
         found >= config.latency_low * objective for found, objective in latencies
     ):
         state = replace(state, calm_since=None)
-    elif state.calm_since is None:
+    elif state.calm_since is None and not _within(state.raised_for_latency, config.calm_seconds, now):
         state = replace(state, calm_since=now)
 
-    rises = {
-        name: (level, "long prompt") for name, level in _long_requests(summaries, config.long_share * budget).items()
-    }
+    long = _long_requests(summaries, config.long_share * budget)
+    rises = {name: Decision(name, level, "long prompt") for name, level in long.items()}
     others = [summary for summary in summaries if summary.id not in rises]
     step = math.ceil(config.new_level_step * signals.max_level)
     new_level, fast_level = signals.new_level, signals.new_fast_level
@@ -132,10 +134,11 @@ def decide(
         reason = "memory pressure"
         target = (config.high_water + config.low_water) / 2 * budget
         levels = _convert(others, demand - target, lambda summary: summary.saving_per_layer, signals.max_level)
-        new_level = min(new_level + step, signals.max_level)
+        if not _within(state.raised_new, config.cooldown_seconds, now):
+            new_level = min(new_level + step, signals.max_level)
         if levels or new_level != signals.new_level:
-            state = replace(state, raised=now)
-        rises |= {name: (level, reason) for name, level in levels.items()}
+            state = replace(state, raised=now, raised_new=state.raised_new if new_level == signals.new_level else now)
+        rises |= {name: Decision(name, level, reason) for name, level in levels.items()}
     missed = any(found > objective for found, objective in latencies)
     if missed and not _within(state.raised_for_latency, config.latency_cooldown_seconds, now):
         levels = _quicken(others, signals, config, step)
@@ -143,9 +146,9 @@ def decide(
         if levels or fast_level != signals.new_fast_level:
             state = replace(state, raised_for_latency=now)
         rises |= {
-            name: (level, "latency pressure")
+            name: Decision(name, level, "latency pressure", min_gain=config.latency_gain)
             for name, level in levels.items()
-            if name not in rises or level > rises[name][0]
+            if name not in rises or level > rises[name].level
         }
     if (new_level or fast_level) and state.calm_since is not None and now - state.calm_since >= config.calm_seconds:
         calm = config.calm_seconds
@@ -153,7 +156,7 @@ def decide(
         new_level, fast_level = (max(level - falls * step, 0) for level in (new_level, fast_level))
         state = replace(state, calm_since=state.calm_since + falls * calm if calm else now)
 
-    decisions = [Decision(name, level, why) for name, (level, why) in rises.items()]
+    decisions = list(rises.values())
     if new_level != signals.new_level:
         decisions.append(Decision(None, new_level, reason))
     if fast_level != signals.new_fast_level:

@@ -90,15 +90,16 @@ class Admission:
         self._cache, self._rules, self._pace, self._log = cache, rules, pace, log
 
     def smallest_claim(self, request: Request) -> int:
-        """The fewest units `request` can be run to its end with under the present settings."""
-        starts = self._rules.starts(request, self.wanted(request))
+        """The fewest units `request` can be run to its end with under the present settings; from any thread."""
+        forced = self._rules.forced
+        starts = self._rules.starts(request, 0 if forced is None else forced)
         claims = [self._scheduler.claim(request, *start, request.final_tokens) for start in starts]
-        return min(claims if self._rules.forced is None else claims[:1])
+        return min(claims if forced is None else claims[:1])
 
     def wanted(self, request: Request) -> int:
         """Level a request is to start at."""
         saved = self._arena.page_count(request.final_tokens) - self._arena.slot_units
-        return self._rules.wanted(request, saved, self._gain(request))
+        return self._rules.wanted(request, saved, self._gain(request) if self._rules.new_fast_level else 0.0)
 
     def _gain(self, request: Request) -> float:
         """Part of the time of a new request that all layers converted would save."""

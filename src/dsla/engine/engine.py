@@ -127,7 +127,8 @@ class Engine:
                 f"the memory budget holds no request at all: give at least {least * arena.page_bytes:,} bytes, or allow "
                 "another level"
             )
-        self._load = Load(decoder, arena, self._scheduler, rules, self._pace, clock, self._log)
+        wanted = self._admission.wanted
+        self._load = Load(decoder, arena, self._scheduler, rules, self._pace, clock, self._log, wanted)
         self._levels = LevelControl(
             decoder, arena, self._scheduler, self._admission, rules, self._log, policy, self.config.level, self._fail,
             self._preempt, self._pace, self._load,
@@ -406,7 +407,9 @@ class Engine:
 
     def _sample(self, requests: list[Request], logits: Tensor, now: float) -> None:
         """Chooses the next token of each request by its row of logits `[n, vocab]`."""
-        for request, choice in zip(requests, choose(logits, requests), strict=True):
+        choices = choose(logits, requests)
+        ended = self._clock()
+        for request, choice in zip(requests, choices, strict=True):
             if isinstance(choice, str):
                 layer = request.memory.broken_layer(request.computed) if request.memory else None
                 place = "" if layer is None else f"; what layer {layer} remembers is the first that is not finite"
@@ -416,7 +419,7 @@ class Engine:
                     now,
                 )
             else:
-                self._append(request, choice)
+                self._append(request, choice, ended)
 
     def _keep_prefix(self, request: Request, begun: int) -> None:
         """Keeps what a request remembers for others: at the end of its prompt, and on the way at ends of messages and at
@@ -460,12 +463,12 @@ class Engine:
         self._scheduler.put_back(request)
         self._log.add(Event(now, "preempt", request.id, "parked" if parks else "to be replayed"))
 
-    def _append(self, request: Request, choice: Choice) -> None:
+    def _append(self, request: Request, choice: Choice, now: float) -> None:
         ends = choice.token in request.end_tokens
         tokens = [] if ends else [choice.token]
         logprobs = None if choice.logprobs is None else () if ends else (choice.logprobs,)
         request.output += tokens
-        self._load.token(request)
+        self._load.token(request, now)
         reason = "stop" if ends else "length" if len(request.output) == request.max_tokens else None
         if reason is not None:
             self._load.finished(request, len(request.output) + ends)

@@ -107,6 +107,8 @@ class LevelControl:
         elif self._policy is not None:
             load = self._load.signals(), self._load.summaries(), now
             self._policy_state, decisions = self._policy(self._policy_state, *load)
+            if any(decision.min_gain is not None for decision in decisions):
+                self._load.steered(now)
             for decision in decisions:
                 if decision.request_id is None:
                     self._set_new_level(decision, now)

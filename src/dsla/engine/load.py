@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import islice
 
@@ -33,6 +34,7 @@ class Load:
         pace: what steps cost.
         clock: seconds.
         log: counts latencies.
+        start_level: level at which a request that waits would start now.
     """
 
     def __init__(
@@ -44,14 +46,20 @@ class Load:
         pace: Pace,
         clock: Callable[[], float],
         log: EventLog,
+        start_level: Callable[[Request], int],
     ) -> None:
         self._decoder, self._arena, self._scheduler, self._rules = decoder, arena, scheduler, rules
         self._pace, self._clock, self._log = pace, clock, log
+        self._start_level = start_level
         self._ttft, self._itl = Recent(), Recent()
+        self._steered = -math.inf
 
-    def token(self, request: Request) -> None:
-        """A request has got its next token."""
-        now = self._clock()
+    def steered(self, now: float) -> None:
+        """Levels were changed for the sake of latencies: only those that begin later tell whether it was enough."""
+        self._steered = now
+
+    def token(self, request: Request, now: float) -> None:
+        """A request has got its next token, at `now`; those of one step get theirs at the same time."""
         if request.last_token_at is None:
             seconds = max(now - request.accepted_at, 0.0)
             self._ttft.add(now, seconds)
@@ -83,6 +91,8 @@ class Load:
     def signals(self) -> Signals:
         """The load now."""
         now = self._clock()
+        since = min(self._steered, now)
+        waiting_tokens, waiting_seconds = self._waiting()
         return Signals(
             budget_bytes=self._arena.budget_bytes,
             kv_bytes=self._arena.kv_bytes,
@@ -92,10 +102,10 @@ class Load:
             max_level=len(self._decoder.order),
             cached_bytes=self._arena.kept_bytes,
             queue_length=len(self._scheduler.waiting),
-            waiting_tokens=sum(request.prompt_left for request in self._open()),
-            waiting_seconds=self._waiting_seconds(),
-            ttft_seconds=self._ttft.quantile(now),
-            itl_seconds=self._itl.quantile(now),
+            waiting_tokens=waiting_tokens,
+            waiting_seconds=waiting_seconds,
+            ttft_seconds=self._ttft.quantile(now, since=since),
+            itl_seconds=self._itl.quantile(now, since=since),
             new_fast_level=self._rules.new_fast_level,
         )
 
@@ -107,24 +117,22 @@ class Load:
         rows, converted_rows = max(len(decoding), 1), max(alike, 1)
         return [self._summary(request, rows, converted_rows) for request in running]
 
-    def _open(self) -> list[Request]:
-        return [*self._scheduler.running.values(), *self._scheduler.waiting]
-
-    def _waiting_seconds(self) -> float | None:
-        cost = self._pace.cost
+    def _waiting(self) -> tuple[int, float | None]:
+        """Tokens of prompts that are to be read, and the seconds they take, None = unknown."""
+        cost, opened = self._pace.cost, (*self._scheduler.running.values(), *self._scheduler.waiting)
+        reading = [request for request in opened if request.prompt_left]
         if cost is None:
-            return None
-        reading = [request for request in self._open() if request.prompt_left]
+            return sum(request.prompt_left for request in reading), None
         seconds, tokens = 0.0, 0
         for request in islice(reading, _SAMPLE):
-            level = request.level
+            level = request.level if request.levels else self._start_level(request)
             kept = self._decoder.n_layers - level
             seconds += cost.prompt_seconds(
                 request.prompt_left, request.computed, kept, level, self._scheduler.max_step_tokens
             )
             tokens += request.prompt_left
         rest = sum(request.prompt_left for request in reading[_SAMPLE:])
-        return seconds * (1 + rest / tokens if tokens else 1) * self._pace.ratio
+        return tokens + rest, seconds * (1 + rest / tokens if tokens else 1) * self._pace.ratio
 
     def _summary(self, request: Request, rows: int, converted_rows: int) -> RequestSummary:
         prompt_pages, slot = self._arena.page_count(len(request.prompt)), self._arena.slot_units

@@ -23,9 +23,10 @@ class Signals:
             are not among those in use.
         queue_length: requests that have not started.
         waiting_tokens: prompt tokens that are not computed yet, of queued and of running requests.
-        waiting_seconds: time they take, as predicted at the levels of now; None = unknown.
-        ttft_seconds: recent times to first token (a high quantile over the last seconds); None = none was seen.
-        itl_seconds: recent times from one token of a request to its next, likewise.
+        waiting_seconds: time they take, as predicted, at the levels they have or would start at now; None = unknown.
+        ttft_seconds: recent times to first token (a high quantile over the last seconds) of requests that came since levels
+            were last changed for the sake of latencies; None = none was seen.
+        itl_seconds: recent times from one token of a request to its next, likewise of those that began since.
         new_fast_level: level new requests start at now if that makes them faster.
     """
 
@@ -99,8 +100,9 @@ class Decision:
         request_id: the request, or None.
         level: its new level. Running requests are never lowered.
         reason: one word or two, for the event log.
-        min_gain: of new requests: None = it holds where it saves memory (`Signals.new_level`); else only where all layers
-            converted would save at least this part of their time (`Signals.new_fast_level`).
+        min_gain: None = it is for the sake of memory, and of new requests holds where it saves that (`Signals.new_level`); else
+            for the sake of latency, and holds where all layers converted would save at least this part of their time
+            (`Signals.new_fast_level`).
     """
 
     request_id: str | None
