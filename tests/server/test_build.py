@@ -146,6 +146,12 @@ def test_bad_settings(folders: tuple[str, str], settings: dict[str, Any], error:
         build_engine(EngineSettings(**given))
 
 
+def test_int4_without_kernels_is_refused(folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "kernels", lambda: None)
+    with pytest.raises(ConfigError, match="int4 weights need the native kernels.*use bf16"):
+        build_engine(EngineSettings(*folders, memory_bytes=1 << 20, weights="int4"))
+
+
 def test_end_tokens_of_the_generation_config_count(folders: tuple[str, str], tmp_path: Path) -> None:
     model = save_model(tmp_path / "model")
     file = model / "generation_config.json"

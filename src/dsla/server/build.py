@@ -16,6 +16,7 @@ from dsla.engine import Engine, EngineConfig, PackedDecoder
 from dsla.engine.measure import load_or_measure
 from dsla.engine.threads import best_threads
 from dsla.errors import ConfigError
+from dsla.ops.cpu import kernels
 
 WEIGHTS = ("bf16", "int4")
 """Forms of the weights a user can ask for."""
@@ -108,6 +109,11 @@ def build_engine(settings: EngineSettings) -> Service:
     policy = PolicyConfig(ttft_seconds=settings.slo_ttft, tpot_seconds=settings.slo_tpot)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    if settings.weights == "int4" and kernels() is None:
+        raise ConfigError(
+            "int4 weights need the native kernels, without which they would be unpacked at every step, and those are off "
+            "here (`dsla doctor` says why): use bf16 weights"
+        )
     path, config = find_model(settings.model)
     tokenizer = load_tokenizer(path)
     dtype = torch.bfloat16 if settings.weights else config.dtype or torch.float32
