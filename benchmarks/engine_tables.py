@@ -153,6 +153,23 @@ def _cell(results: dict[str, Any], figure: Callable[[dict[str, Any]], float], ba
     return f"{found:.3g}{', **missed**' if missed else ''}"
 
 
+def goodput_table(kinds: dict[str, dict[str, Any]]) -> str:
+    """Every replay of a trace, as Markdown: how many requests, and how many of them met both objectives."""
+    lines = [
+        "| processor | trace | rate, x capacity | requests (left out) | met, level 0 | met, adaptive | mean level | goodput |",
+        "|---" * 8 + "|",
+    ]
+    for kind, results in kinds.items():
+        for name, trace in results.get("serving", {"traces": {}})["traces"].items():
+            for rate, row in trace["rates"].items():
+                fixed, adaptive = row["level 0"], row["adaptive"]
+                lines.append(
+                    f"| {INSTRUCTIONS[kind][0]} | {name} | {rate} | {fixed['requests']} ({trace['dropped']}) | {fixed['met']} "
+                    f"| {adaptive['met']} | {adaptive['mean_level']:.1f} | {row['goodput_ratio']:.2f}x |"
+                )
+    return "\n".join(lines)
+
+
 RUNS = {
     "schedules": "random schedules, each request against its own replay alone",
     "soak": "engines that go on all the time",
@@ -192,8 +209,14 @@ def page(text: str) -> str:
         for name in RUNS
         if (path := RESULTS / f"{name}.json").is_file()
     }
-    text = fill(text, "runs", runs_table(runs))
-    return fill(text, "bars", bars_table({kind: results for kind, results in kinds.items() if results}))
+    measured = {kind: results for kind, results in kinds.items() if results}
+    for name, table in (
+        ("runs", runs_table(runs)),
+        ("bars", bars_table(measured)),
+        ("goodput", goodput_table(measured)),
+    ):
+        text = fill(text, name, table)
+    return text
 
 
 if __name__ == "__main__":

@@ -40,3 +40,12 @@ def test_a_bar_that_is_missed_says_so(tables: Any) -> None:
 def test_random_runs_are_told_with_their_counts(tables: Any) -> None:
     table = tables.runs_table({"soak": {"origin": {}, "seconds": 1800.0, "requests": 12345}})
     assert table.count("not run") == len(tables.RUNS) - 1 and "seconds 1,800, requests 12,345 |" in table
+
+
+def test_replays_are_told_with_their_counts(tables: Any) -> None:
+    side = {"requests": 24, "met": 20, "mean_level": 3.14}
+    row = {"level 0": side | {"met": 3}, "adaptive": side, "goodput_ratio": 10.06}
+    table = tables.goodput_table(
+        {"amx": {"serving": {"traces": {"t": {"dropped": 23, "rates": {"1.5": row}}}}}, "avx2": {}}
+    )
+    assert table.splitlines()[2:] == ["| AMX (bfloat16) | t | 1.5 | 24 (23) | 3 | 20 | 3.1 | 10.06x |"]
