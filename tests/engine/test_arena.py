@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -121,6 +122,42 @@ def test_scattered_free_units_become_a_slot() -> None:
     owners.write_slot()
     owners.check()
     assert arena.free_units == 0
+
+
+class WatchedTable(PageTable):
+    """A table that takes down when somebody looks at its pages."""
+
+    def __init__(self, looked_at: list[PageTable], live: bool = True) -> None:
+        super().__init__(live)
+        self.looked_at = looked_at
+
+    @property
+    def units(self) -> np.ndarray:
+        self.looked_at.append(self)
+        return super().units
+
+
+@pytest.mark.parametrize("others", [0, 300])
+def test_pages_that_move_are_told_to_their_tables_alone(others: int) -> None:
+    """However many tables there are besides, long-lived ones and copies of them."""
+    arena = make_arena(16 + 4 * others)
+    looked_at: list[PageTable] = []
+    for _ in range(others):
+        table, copy = WatchedTable(looked_at), WatchedTable(looked_at, live=False)
+        arena.extend(table, 4)
+        arena.share(copy, table, 4)
+    owners = [WatchedTable(looked_at) for _ in range(16)]
+    for owner in owners:
+        arena.extend(owner, 1)
+    by_unit = sorted(owners, key=lambda owner: int(owner.units[0]))
+    second = WatchedTable(looked_at)
+    arena.share(second, by_unit[0], 1)
+    for index in (1, 2, 6, 11):
+        arena.release(by_unit[index])
+    looked_at.clear()
+    arena.allocate_slot()
+    assert len(looked_at) == 3 and set(looked_at) == {by_unit[0], by_unit[3], second}
+    assert second.units[0] == by_unit[0].units[0] != by_unit[3].units[0]
 
 
 def test_units_behind_the_last_block_hold_pages() -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dsla.engine.holders import Holders
 from dsla.engine.layout import Layout
 from dsla.engine.pages import PageTable
 from dsla.engine.units import Units
@@ -82,9 +83,10 @@ class Arena:
 
         self.reclaim: Callable[[int], None] | None = None
         self._unused = Units(self.n_units, self.slot_units)
-        self._tables: set[PageTable] = set()
+        # Pages only move to make room for slots of several units.
+        self._tables = Holders(self.slot_units) if self.slot_units > 1 else None
         self._slots: dict[int, bool] = {}
-        # Per unit: tables that hold it as a page, and how many of them are live.
+        # Per unit: how many tables hold it as a page, and how many of them are live.
         self._holders = np.zeros(self.n_units, dtype=np.int32)
         self._live = np.zeros(self.n_units, dtype=np.int32)
         self._live_pages = self._live_slots = 0
@@ -156,9 +158,9 @@ class Arena:
         self._unused.give(freed.tolist())
         if self.poison:
             self._unit_bytes[torch.from_numpy(freed).to(self.device)] = 0xFF
+        if self._tables is not None:
+            self._tables.remove(table, units)
         table.truncate(pages)
-        if not pages:
-            self._tables.discard(table)
 
     def release(self, table: PageTable) -> None:
         """Takes all pages out of `table`."""
@@ -244,8 +246,9 @@ class Arena:
         return self._unit_bytes[slot * self.slot_units : (slot + 1) * self.slot_units]
 
     def _hold(self, table: PageTable, units: np.ndarray) -> None:
-        self._tables.add(table)
         table.append(units)
+        if self._tables is not None:
+            self._tables.add(table, units)
         self._holders[units] += 1
         if table.live:
             self._live_pages += int((self._live[units] == 0).sum())
@@ -271,11 +274,5 @@ class Arena:
         for counts in (self._holders, self._live):
             counts[targets] = counts[used]
             counts[used] = 0
-        first = used[0] // self.slot_units * self.slot_units
-        place = np.full(self.slot_units, -1, dtype=np.int64)
-        place[np.array(used) - first] = targets
-        for table in self._tables:
-            units = table.units
-            hit = (units >= first) & (units < first + self.slot_units)
-            if hit.any():
-                units[hit] = place[units[hit] - first]
+        if self._tables is not None:
+            self._tables.move(used, targets)
