@@ -11,7 +11,7 @@ back at any time, and counts as free.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -172,9 +172,10 @@ class Arena:
         self._live_pages -= int((self._live[table.units] == 0).sum())
         table.live = False
 
-    def live_pages(self, table: PageTable, pages: int) -> int:
-        """How many of the first `pages` pages of `table` are live."""
-        return int((self._live[table.units[:pages]] > 0).sum())
+    def live_pages(self, tables: Sequence[PageTable], pages: int) -> int:
+        """How many of the first `pages` pages of each of some tables are live."""
+        units = [table.units[:pages] for table in tables]
+        return int((self._live[np.concatenate(units)] > 0).sum()) if units else 0
 
     def exclusive_pages(self, table: PageTable) -> int:
         """How many pages no live table but `table` holds."""

@@ -161,7 +161,7 @@ class RequestMemory:
     def live_units(self, tokens: int) -> int:
         """Whole pages of the first `tokens` tokens that running requests need anyway."""
         whole = tokens // self._arena.page_tokens
-        return sum(self._arena.live_pages(table, whole) for table in self._tables if table is not None)
+        return self._arena.live_pages([table for table in self._tables if table is not None], whole)
 
     def copy_units(self, tokens: int) -> int:
         """Free units that `copy(tokens)` takes, at most."""

@@ -6,7 +6,7 @@ It is known by its tokens and its level history: both decide what is in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,32 +16,49 @@ from dsla.engine.history import History, before
 from dsla.engine.memory import RequestMemory
 from dsla.errors import EngineError
 
+_TOKEN_BYTES = 8
+
 
 @dataclass(eq=False)
 class Snapshot:
     """What a request remembered after some tokens.
 
     Attributes:
-        tokens: those tokens `[n]`, int64.
+        text: those tokens, as the bytes of int64, which compare fast.
         levels: level history; an entry at n is a conversion after the last of them.
         memory: pages and slots.
     """
 
-    tokens: np.ndarray
+    text: bytes
     levels: History
     memory: RequestMemory
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Its tokens `[n]`, int64."""
+        return np.frombuffer(self.text, dtype=np.int64)
 
     @property
     def level(self) -> int:
         """Layers its memory has converted."""
         return self.levels[-1][1]
 
-    def shares(self, tokens: np.ndarray) -> int:
+    def shares(self, text: bytes) -> int:
         """How many tokens of another text can be had from it: any beginning at level 0, else all of it or nothing."""
-        n = min(len(self.tokens), len(tokens))
-        differs = self.tokens[:n] != tokens[:n]
-        common = int(differs.argmax()) if differs.any() else n
-        return common if self.level == 0 or common == len(self.tokens) else 0
+        if self.level:
+            return len(self.text) // _TOKEN_BYTES if text.startswith(self.text) else 0
+        n = min(len(self.text), len(text)) // _TOKEN_BYTES
+        differs = self.tokens[:n] != np.frombuffer(text, dtype=np.int64, count=n)
+        return int(differs.argmax()) if differs.any() else n
+
+    def may_share(self, text: bytes, count: int) -> bool:
+        """False where it does not share `count` tokens of another text, by a look at the last of them."""
+        end = count * _TOKEN_BYTES
+        return len(self.text) >= end and self.text[end - _TOKEN_BYTES : end] == text[end - _TOKEN_BYTES : end]
+
+    def serves(self, text: bytes) -> bool:
+        """Whether all of a text can be had from it."""
+        return self.text == text if self.level else self.text.startswith(text)
 
 
 class PrefixCache:
@@ -55,6 +72,9 @@ class PrefixCache:
     def __init__(self, arena: Arena, limit_bytes: int | None = None) -> None:
         self._arena, self._limit = arena, limit_bytes
         self._snapshots: dict[Snapshot, None] = {}
+        # By their first page of tokens, or all there are: nothing shorter than a page is of use. In the same order.
+        self._by_page: dict[bytes, dict[Snapshot, None]] = {}
+        self._page_bytes = arena.page_tokens * _TOKEN_BYTES
         arena.reclaim = self._reclaim
 
     def __len__(self) -> int:
@@ -72,14 +92,16 @@ class PrefixCache:
         Returns:
             The snapshot and the tokens to take from it, or None.
         """
-        best: tuple[int, int, Snapshot] | None = None
-        for snapshot in self._snapshots:
-            count = snapshot.shares(tokens[:-1])
-            if count < self._arena.page_tokens or (best is not None and (count, -snapshot.level) <= best[:2]):
+        text = tokens[:-1].tobytes()
+        best, most, level = None, self._arena.page_tokens - 1, 0
+        for snapshot in self._alike(text):
+            least = most + (snapshot.level >= level)
+            if not snapshot.level and not snapshot.may_share(text, least):
                 continue
-            if accepts(snapshot, count):
-                best = (count, -snapshot.level, snapshot)
-        return None if best is None else (best[2], best[0])
+            count = snapshot.shares(text)
+            if count >= least and accepts(snapshot, count):
+                best, most, level = snapshot, count, snapshot.level
+        return None if best is None else (best, most)
 
     def units(self, snapshot: Snapshot, count: int) -> int:
         """Free units that `take` takes, at most."""
@@ -93,8 +115,7 @@ class PrefixCache:
         Raises:
             EngineError: if fewer than `units` units are free.
         """
-        # Out of reach of `reclaim` meanwhile.
-        del self._snapshots[snapshot]
+        self._remove(snapshot)  # out of reach of `reclaim` meanwhile
         memory = snapshot.memory
         alone = memory.units - memory.kept_layers * (count // self._arena.page_tokens)  # what both do not share
         stays = self._arena.free_units >= self.units(snapshot, count) + alone
@@ -102,24 +123,26 @@ class PrefixCache:
             memory.truncate(count)
         mine = memory.copy(count, move_slots=not stays)
         if stays:
-            self._snapshots[snapshot] = None
+            self._put(snapshot)
         else:
             memory.release()
         return mine
 
     def add(self, tokens: Sequence[int] | np.ndarray, levels: History, memory: RequestMemory) -> None:
         """Keeps the memory of a running request as it is after `tokens`, which goes on; nothing where there is no room."""
-        if self._limit == 0 or memory.slot_units > self._arena.free_units or self._known(tokens, levels):
+        text = _text(tokens)
+        if self._limit == 0 or memory.slot_units > self._arena.free_units or self._known(text, levels):
             return
-        self._keep(Snapshot(np.array(tokens, dtype=np.int64), list(levels), memory.snapshot(len(tokens))))
+        self._keep(Snapshot(text, list(levels), memory.snapshot(len(tokens))))
 
     def add_ended(self, tokens: Sequence[int] | np.ndarray, levels: History, memory: RequestMemory) -> None:
         """Keeps the memory of a request that has ended, or releases it."""
-        if self._limit == 0 or len(tokens) < self._arena.page_tokens or self._known(tokens, levels):
+        text = _text(tokens)
+        if self._limit == 0 or len(tokens) < self._arena.page_tokens or self._known(text, levels):
             memory.release()
             return
         memory.retire(len(tokens))
-        self._keep(Snapshot(np.array(tokens, dtype=np.int64), list(levels), memory))
+        self._keep(Snapshot(text, list(levels), memory))
 
     def forget(self, tokens: np.ndarray) -> None:
         """Gives back what a request with these tokens may have come from or have left: something in it is broken.
@@ -127,8 +150,9 @@ class PrefixCache:
         Args:
             tokens: those it had computed `[n]`, int64.
         """
-        for snapshot in list(self._snapshots):
-            if snapshot.shares(tokens) >= min(self._arena.page_tokens, len(tokens)):
+        text = _text(tokens)
+        for snapshot in list(self._alike(text)):
+            if snapshot.shares(text) >= min(self._arena.page_tokens, len(tokens)):
                 self._drop(snapshot)
 
     def trim(self) -> None:
@@ -141,25 +165,42 @@ class PrefixCache:
         for snapshot in list(self._snapshots):
             self._drop(snapshot)
 
-    def _known(self, tokens: Sequence[int] | np.ndarray, levels: History) -> bool:
-        """Whether a snapshot serves whatever one of these tokens would; it counts as used."""
-        wanted = np.array(tokens, dtype=np.int64)
-        for snapshot in self._snapshots:
-            if snapshot.shares(wanted) == len(wanted) and before(snapshot.levels, len(wanted) + 1) == list(levels):
-                del self._snapshots[snapshot]
-                self._snapshots[snapshot] = None
+    def _alike(self, text: bytes) -> Iterable[Snapshot]:
+        """All that may share a page with a text, or all of it where it is shorter."""
+        return self._by_page.get(text[: self._page_bytes], ()) if len(text) >= self._page_bytes else self._snapshots
+
+    def _known(self, text: bytes, levels: History) -> bool:
+        """Whether a snapshot serves whatever one of this text would; it counts as used."""
+        after = len(text) // _TOKEN_BYTES + 1
+        for snapshot in self._alike(text):
+            if snapshot.serves(text) and before(snapshot.levels, after) == list(levels):
+                self._remove(snapshot)
+                self._put(snapshot)
                 return True
         return False
 
     def _keep(self, snapshot: Snapshot) -> None:
-        for other in list(self._snapshots):
-            if other.level == snapshot.level == 0 and snapshot.shares(other.tokens) == len(other.tokens):
-                self._drop(other)
-        self._snapshots[snapshot] = None
+        for end in range(_TOKEN_BYTES, self._page_bytes + 1, _TOKEN_BYTES) if snapshot.level == 0 else ():
+            for other in list(self._by_page.get(snapshot.text[:end], ())):
+                if other.level == 0 and snapshot.serves(other.text):
+                    self._drop(other)
+        self._put(snapshot)
         self.trim()
 
-    def _drop(self, snapshot: Snapshot) -> None:
+    def _put(self, snapshot: Snapshot) -> None:
+        """Makes a snapshot the one used last."""
+        self._snapshots[snapshot] = None
+        self._by_page.setdefault(snapshot.text[: self._page_bytes], {})[snapshot] = None
+
+    def _remove(self, snapshot: Snapshot) -> None:
         del self._snapshots[snapshot]
+        page = snapshot.text[: self._page_bytes]
+        del self._by_page[page][snapshot]
+        if not self._by_page[page]:
+            del self._by_page[page]
+
+    def _drop(self, snapshot: Snapshot) -> None:
+        self._remove(snapshot)
         snapshot.memory.release()
 
     def _reclaim(self, units: int) -> None:
@@ -173,5 +214,10 @@ class PrefixCache:
         if snapshot.level or dropped >= pages:
             self._drop(snapshot)
             return
-        snapshot.tokens = snapshot.tokens[: (pages - dropped) * page]
-        snapshot.memory.truncate(len(snapshot.tokens))
+        left = (pages - dropped) * page
+        snapshot.text = snapshot.text[: left * _TOKEN_BYTES]
+        snapshot.memory.truncate(left)
+
+
+def _text(tokens: Sequence[int] | np.ndarray) -> bytes:
+    return np.array(tokens, dtype=np.int64).tobytes()
