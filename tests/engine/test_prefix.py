@@ -179,6 +179,64 @@ def test_a_request_cancelled_in_its_prompt_leaves_only_what_is_sound(level: int,
     assert_as_reference(engine, "b", LONG)
 
 
+@pytest.mark.parametrize("level", [0, 2])
+@pytest.mark.parametrize("spoilt", [True, False])
+def test_a_request_sent_back_in_its_prompt_leaves_only_what_is_sound(level: int, spoilt: bool) -> None:
+    engine = tiny_engine(level=level, max_step_tokens=9)
+    engine.add_request(LONG, GREEDY, request_id="a")
+    for _ in range(5):
+        engine.step()
+    if spoilt:
+        spoil(engine, "a", level)
+    engine._preempt(engine._requests["a"], 0.0)
+    assert kept_counts(engine) == ([] if spoilt else [45])
+    engine.run()
+    assert engine.final["a"].finish_reason == "length", "what it computes again is sound"
+    assert_as_reference(engine, "a", LONG)
+
+
+@pytest.mark.usefixtures("early")
+def test_what_is_kept_within_a_prompt_is_sound() -> None:
+    """Another request that begins alike does not fail with the one whose states are broken."""
+    engine = tiny_engine(level=2, max_step_tokens=9)
+    engine.add_request(LONG, GREEDY, request_id="a")
+    for _ in range(3):
+        engine.step()
+    spoil(engine, "a", 2)
+    engine.step()
+    assert engine._requests["a"].computed == 36, "where it would be kept"
+    other = LONG[:36] + random_prompt(20, 2)
+    assert run(engine, "b", other).cached_tokens == 0
+    assert engine.final["a"].finish_reason == "error" and engine.final["b"].finish_reason == "length"
+    assert_as_reference(engine, "b", other)
+
+
+@pytest.mark.parametrize("level", [0, 2])
+def test_tokens_of_before_do_not_show_that_what_is_replayed_is_sound(level: int) -> None:
+    engine = tiny_engine(level=level, max_step_tokens=9)
+    engine.add_request(LONG, GREEDY, request_id="a")
+    while len(engine.outputs.get("a", [])) < 2:
+        engine.step()
+    engine._preempt(engine._requests["a"], 0.0)
+    engine._cache.clear()
+    for _ in range(5):
+        engine.step()
+    spoil(engine, "a", level)
+    engine.cancel("a")
+    assert kept_counts(engine) == []
+
+
+def test_numbers_whose_sum_is_too_large_are_finite_nevertheless() -> None:
+    engine = tiny_engine(level=0, max_step_tokens=9)
+    engine.add_request(LONG, GREEDY, request_id="a")
+    engine.step()
+    memory: Any = engine._requests["a"].memory
+    engine.arena.pages["v"][memory.table(0).units[0]] = torch.finfo(torch.float64).max
+    assert memory.broken_layer(9) is None
+    engine.arena.pages["v"][memory.table(1).units[0], 0, 0, 0] = -torch.inf
+    assert memory.broken_layer(9) == 1
+
+
 def spoil(engine: RecordingEngine, name: str, level: int) -> None:
     """Puts something that is no number into what a request remembers."""
     memory: Any = engine._requests[name].memory

@@ -261,9 +261,7 @@ class Engine:
         request = self._requests.get(request_id)
         if request is None:
             return False
-        # No logits have shown yet that what it remembers of its prompt is sound.
-        if request.memory is not None and (request.output or request.memory.broken_layer(request.computed) is None):
-            self._keep_ended(request)
+        self._keep_ended(request)
         self._close(request, Event(self._clock(), "cancel", request.id, "cancelled"))
         self._outputs.append(StepOutput.of(request, [], "abort"))
         return True
@@ -433,7 +431,10 @@ class Engine:
             return
         doubled = (begun // FIRST_SNAPSHOT).bit_length() < (computed // FIRST_SNAPSHOT).bit_length()
         wanted = computed == prompt or (request.level and (doubled or computed in request.message_ends))
-        if wanted and (not request.level or computed >= self._worth_keeping):
+        if not wanted or (request.level and computed < self._worth_keeping):
+            return
+        # What is kept at the end of the prompt is forgotten in this very step if the logits are not finite.
+        if computed == prompt or self._is_sound(request):
             self._cache.add(request.prompt[:computed], request.levels, memory)
 
     @property
@@ -443,11 +444,21 @@ class Engine:
             return self.decoder.max_tokens + 1
         return self.arena.slot_units * self.arena.page_tokens + 1
 
+    def _is_sound(self, request: Request) -> bool:
+        """Whether all that a request remembers is finite: its latest logits have shown it, or it is looked at."""
+        if request.output and request.computed > request.replay_until:
+            return True
+        return request.memory is None or request.memory.broken_layer(request.computed) is None
+
     def _keep_ended(self, request: Request) -> None:
-        """Leaves what a request remembers to others."""
-        if request.memory is not None:
+        """Leaves what a request remembers to others, if it is sound."""
+        if request.memory is None:
+            return
+        if self._is_sound(request):
             self._cache.add_ended(request.tokens[: request.computed], request.history, request.memory)
-            request.memory = None
+        else:
+            request.memory.release()
+        request.memory = None
 
     def _preempt(self, request: Request, now: float) -> None:
         """Sends a running request back to the queue; what it remembers is parked, or kept as long as nobody needs the room."""
