@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from dsla.engine import Decision, RequestSummary, SamplingParams, Signals
+from dsla.engine.cost import CostModel
 from dsla.engine.request import Status
 from dsla.errors import EngineError
 from tests.engine.tiny import EOS, RecordingEngine, assert_as_reference, random_prompt, tiny_engine
@@ -18,6 +21,23 @@ from tests.engine.tiny import EOS, RecordingEngine, assert_as_reference, random_
 OPTIONS: list[dict[str, Any]] = [
     {}, {}, {}, {"quality": "full"}, {"quality": "balanced"}, {"max_level": 2}, {"min_level": 1},
 ]  # fmt: skip
+
+
+COST = CostModel(
+    base=0.05, kept_layer=0.01, converted_layer=0.02, row=0.01, token=0.03, prefill_pair=0.0005, decode_pair=0.001,
+    prefill_converted=0.005, decode_converted=0.01, fold=0.1, fold_token=0.005,
+)  # fmt: skip
+
+
+class RandomClock:
+    """Seconds that pass at random whenever somebody asks, so that whatever is timed may take long."""
+
+    def __init__(self, seed: int, mean: float) -> None:
+        self.rng, self.mean, self.now = random.Random(seed), mean, 0.0
+
+    def __call__(self) -> float:
+        self.now += self.rng.expovariate(1 / self.mean)
+        return self.now
 
 
 class Schedule:
@@ -36,9 +56,14 @@ class Schedule:
         self.by_hand, self.by_policy = seed % 2 * 0.08, seed % 4 // 2 * 0.1
         self.preempts = self.rng.choice([0.0, 0.0, 0.05, 0.2])
         self.offers = requests
+        tick = self.rng.choice([0.01, 0.05, 0.1])
+        timed = {"cost": COST, "max_step_seconds": 1.0} if self.rng.random() < 0.5 else {}
         self.engine = tiny_engine(
             units=self.rng.randint(60, 160),
             policy=self._policy,
+            clock=RandomClock(seed, tick),
+            page_tokens=self.rng.choice([1, 2, 2, 3, 5]),
+            **timed,
             max_running=self.rng.choice([2, 4, 8]),
             max_step_tokens=self.rng.choice([9, 13, 24, 64]),
             open_ended_tokens=20,
@@ -86,6 +111,8 @@ class Schedule:
         if running and rng.random() < self.preempts:
             engine._preempt(rng.choice(running), 0.0)
         engine.step()
+        self.counts["steps out of time"] += not engine._pace.converts()
+        assert_bytes_add_up(engine)
         return offered
 
     def _offer(self, name: str) -> None:
@@ -146,6 +173,26 @@ class Schedule:
             assert_as_reference(engine, name, prompt, params)
             for known in (engine.final, engine.outputs, engine.logits):
                 known.pop(name, None)
+
+
+def assert_bytes_add_up(engine: RecordingEngine) -> None:
+    """What the arena says is in use is what tables and slots of requests and snapshots hold, and no slot has two owners."""
+    arena, snapshots = engine.arena, engine._cache._snapshots
+    live = [request.memory for request in engine._requests.values() if request.memory is not None]
+    held, slots = [], []
+    for memories in (live, [snapshot.memory for snapshot in snapshots]):
+        tables = [table.units for memory in memories for table in memory._tables if table is not None]
+        held.append(np.bincount(np.concatenate([np.empty(0, np.int64), *tables]), minlength=arena.n_units) > 0)
+        slots.append([slot for memory in memories for slot in memory._slots.values()])
+    blocks = np.array(slots[0] + slots[1], dtype=np.int64)
+    in_slots = (blocks[:, None] * arena.slot_units + np.arange(arena.slot_units)).ravel()
+    pages = held[0] | held[1]
+    assert len(set(in_slots.tolist())) == len(in_slots) and not pages[in_slots].any(), "memory with two owners"
+    assert arena.kv_bytes == int(held[0].sum()) * arena.page_bytes
+    assert arena.state_bytes == len(slots[0]) * arena.slot_units * arena.page_bytes
+    kept = int((held[1] & ~held[0]).sum()) + len(slots[1]) * arena.slot_units
+    assert arena.kept_bytes == kept * arena.page_bytes
+    assert arena.unused_units == arena.n_units - int(pages.sum()) - len(in_slots)
 
 
 def happened(engine: RecordingEngine) -> dict[str, int]:

@@ -13,7 +13,16 @@ import torch
 from tests.engine.schedules import Schedule
 from tests.reports import report
 
-EVERYTHING = {"finished", "cancelled", "conversions", "parked", "replayed", "forked", "prefix hits"}
+EVERYTHING = {
+    "finished",
+    "cancelled",
+    "conversions",
+    "parked",
+    "replayed",
+    "forked",
+    "prefix hits",
+    "steps out of time",
+}
 
 
 def run(seeds: range) -> Counter[str]:

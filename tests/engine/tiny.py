@@ -110,11 +110,13 @@ def tiny_engine(
     policy: Policy | None = None,
     clock: Callable[[], float] = time.monotonic,
     cost: CostModel | None = None,
+    page_tokens: int = PAGE_TOKENS,
     **config: Any,
 ) -> RecordingEngine:
+    """An engine with the memory of `units` pages of `PAGE_TOKENS` tokens, whatever its own pages are."""
     decoder = decoder or tiny_decoder()
     one = decoder.arena(1 << 16, PAGE_TOKENS)
-    arena = decoder.arena(units * one.page_bytes, PAGE_TOKENS, poison=True)
+    arena = decoder.arena(units * one.page_bytes, page_tokens, poison=True)
     settings = {"max_step_tokens": 9, "max_running": 8, **config}
     return RecordingEngine(decoder, arena, EngineConfig(**settings), policy, clock, cost)
 
