@@ -90,6 +90,36 @@ def test_consumer_that_goes_away_frees_everything_within_a_step(engine: AsyncEng
     assert asyncio.run(main()) <= 2
     assert engine.stats()["free_bytes"] == engine.stats()["budget_bytes"]
     assert engine.stats()["finished"] == {"cancel": 1}
+    assert engine.stats()["events"][-1]["reason"] == ("by hand" if how == "cancel" else "client left")
+
+
+def test_a_reader_that_found_the_end_ends_the_request_as_if_by_itself(engine: AsyncEngine) -> None:
+    async def main() -> int:
+        stream = engine.generate(random_prompt(20), ENDLESS, request_id="x")
+        tokens = sum([len((await anext(stream)).tokens) for _ in range(3)])
+        stream.stop()
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+        await stream.aclose()
+        await until(lambda: not engine.engine.has_work)
+        return tokens
+
+    tokens = asyncio.run(main())
+    stats = engine.stats()
+    assert stats["finished"] == {"stop": 1} and stats["free_bytes"] == stats["budget_bytes"]
+    assert tokens <= stats["generated_tokens"] < 400
+    assert [sum(stats["times"][name]["counts"]) for name in ("e2e", "tpot")] == [1, 1]
+
+
+def test_a_stream_that_nobody_has_any_more_ends_its_request(engine: AsyncEngine) -> None:
+    async def main() -> None:
+        stream = engine.generate(random_prompt(20), ENDLESS)
+        await anext(stream)
+        del stream
+        await until(lambda: not engine.engine.has_work)
+
+    asyncio.run(main())
+    assert engine.stats()["finished"] == {"cancel": 1}
 
 
 def test_what_a_slow_reader_has_not_taken_is_one_output_a_level(engine: AsyncEngine) -> None:
@@ -124,6 +154,7 @@ def test_a_deadline_ends_a_request(engine: AsyncEngine) -> None:
 
     assert asyncio.run(main()) > 0
     assert engine.stats()["finished"] == {"cancel": 1, "length": 1}
+    assert [event["reason"] for event in engine.stats()["events"] if event["kind"] == "cancel"] == ["deadline"]
 
 
 def test_the_thread_ends_before_the_interpreter() -> None:

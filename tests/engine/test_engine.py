@@ -249,6 +249,20 @@ def test_full_queue_refuses_and_goes_on() -> None:
         assert_as_reference(engine, name, PROMPTS[name])
 
 
+def test_a_request_ended_by_its_reader_leaves_what_one_ended_by_a_token_does() -> None:
+    engine = tiny_engine()
+    engine.add_request(PROMPTS["b"], SamplingParams(max_tokens=50, ignore_eos=True), request_id="b")
+    assert not engine.finish("b"), "it has no tokens"
+    for _ in range(4):
+        engine.step()
+    assert engine.finish("b") and not engine.finish("b")
+    assert [output.finish_reason for output in engine.step()] == ["stop"]
+    stats = engine.stats()
+    assert (stats["finished"], stats["requests"], stats["snapshots"] > 0) == ({"stop": 1}, [], True)
+    assert sum(stats["times"]["e2e"]["counts"]) == 1
+    assert not engine.has_work
+
+
 @pytest.mark.parametrize(("units", "level", "least"), [(3, None, 4), (20, 2, 22)])
 def test_budget_that_holds_no_request_is_refused_with_the_least_that_does(
     units: int, level: int | None, least: int

@@ -50,6 +50,7 @@ def test_leaving_before_the_answer(served: Served, prompts: int) -> None:
     before = cancelled(served)
     leave_while_waiting(served, LONG | {"prompt": ["fox"] * prompts}, prompts)
     until(lambda: cancelled(served) == before + prompts)
+    assert [event["reason"] for event in served.stats()["events"] if event["kind"] == "cancel"][-1] == "client left"
 
 
 @pytest.mark.parametrize("prompts", [1, 3])
@@ -85,10 +86,18 @@ def test_many_leave_and_those_that_stay_get_everything(served: Served) -> None:
     assert results == [expected] * 6
 
 
-def test_a_stop_text_frees_the_request_at_once(served: Served) -> None:
-    before = cancelled(served)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_text_frees_the_request_at_once_and_counts_as_its_end(served: Served, stream: bool) -> None:
     body = LONG | {"temperature": 0}
     text = served.http.post("/v1/completions", json=body | {"max_tokens": 40}).json()["choices"][0]["text"]
-    answer = served.http.post("/v1/completions", json=body | {"stop": text[20:24]}).json()
-    assert answer["choices"][0]["finish_reason"] == "stop"
-    until(lambda: cancelled(served) == before + 1)
+    before = served.stats()
+    answer = served.http.post("/v1/completions", json=body | {"stop": text[20:24], "stream": stream})
+    assert '"finish_reason":"stop"' in answer.text
+    served.wait_until_idle()
+    after = served.stats()
+    ended = {name: count - before["finished"].get(name, 0) for name, count in after["finished"].items()}
+    assert {name: count for name, count in ended.items() if count} == {"stop": 1}
+    assert after["events"][-1]["reason"] == "stop"
+    for name in ("e2e", "tpot"):
+        assert sum(after["times"][name]["counts"]) == sum(before["times"][name]["counts"]) + 1
+    assert after["generated_tokens"] - before["generated_tokens"] < 1000

@@ -18,36 +18,42 @@ TABLE = TokenBytes([b"ab", b"c", b"\xc3", b"\xa9", b"<", b"end>"])
 
 
 class Outputs:
-    """A request's outputs, given in advance, that know whether they were closed."""
+    """A request's outputs, given in advance, that know whether they were stopped or closed."""
 
     def __init__(
         self, groups: Sequence[Sequence[int]], reason: str | None = "length", error: Exception | None = None
     ) -> None:
-        self.groups, self.reason, self.error, self.closed = groups, reason, error, False
+        self.groups, self.reason, self.error, self.ends = groups, reason, error, list[str]()
 
-    async def stream(self) -> AsyncGenerator[StepOutput, None]:
-        try:
-            count = 0
-            for place, group in enumerate(self.groups):
-                count += len(group)
-                last = place == len(self.groups) - 1 and self.error is None
-                reports = tuple(((token, -float(token)),) for token in group)
-                reason = self.reason if last else None
-                yield StepOutput("r", list(group), reason, None, 7, count, [[0, 1]], 5, 3, reports)
-                await asyncio.sleep(0)
-            if self.error is not None:
-                raise self.error
-        finally:
-            self.closed = True
+    def __aiter__(self) -> AsyncGenerator[StepOutput, None]:
+        return self._stream()
+
+    def stop(self) -> None:
+        self.ends.append("stopped")
+
+    async def aclose(self) -> None:
+        self.ends.append("closed")
+
+    async def _stream(self) -> AsyncGenerator[StepOutput, None]:
+        count = 0
+        for place, group in enumerate(self.groups):
+            count += len(group)
+            last = place == len(self.groups) - 1 and self.error is None
+            reports = tuple(((token, -float(token)),) for token in group)
+            reason = self.reason if last else None
+            yield StepOutput("r", list(group), reason, None, 7, count, [[0, 1]], 5, 3, reports)
+            await asyncio.sleep(0)
+        if self.error is not None:
+            raise self.error
 
 
 def pieces(outputs: Outputs, stops: Sequence[str] = ()) -> list[Piece]:
     async def collect() -> list[Piece]:
         try:
-            return [piece async for piece in text_pieces(outputs.stream(), TABLE, stops)]
+            return [piece async for piece in text_pieces(outputs, TABLE, stops)]
         finally:
             # At once, not whenever the garbage collector finds the generator.
-            assert outputs.closed
+            assert outputs.ends[-1] == "closed"
 
     return asyncio.run(collect())
 
@@ -100,6 +106,19 @@ def test_a_stop_text_ends_the_request_and_counts_the_tokens_up_to_it(groups: lis
     found = pieces(outputs, ["<end>"])
     assert "".join(piece.text for piece in found) == "ab"
     assert (found[-1].finish_reason, found[-1].completion_tokens) == ("stop", 3)
+    assert outputs.ends == ["stopped", "closed"]
+
+
+def test_a_stop_text_ends_the_request_before_its_last_piece_is_read() -> None:
+    async def read() -> list[str]:
+        outputs = Outputs([[0], [1]])
+        async with aclosing(text_pieces(outputs, TABLE, ["c"])) as found:
+            assert (await anext(found)).text == "ab"
+            assert outputs.ends == []
+            assert (await anext(found)).finish_reason == "stop"
+            return list(outputs.ends)
+
+    assert asyncio.run(read()) == ["stopped"]
 
 
 def test_the_beginning_of_a_stop_text_is_sent_at_the_end() -> None:

@@ -12,6 +12,7 @@ from dsla.engine.intake import QUALITY
 from dsla.engine.request import Request, StepOutput
 from dsla.engine.sampling import MAX_LOGPROBS, SamplingParams, TokenLogprobs, derive_seed
 from dsla.engine.signals import Decision, Policy, RequestSummary, Signals
+from dsla.engine.stream import RequestStream
 
 __all__ = [
     "MAX_LOGPROBS",
@@ -24,6 +25,7 @@ __all__ = [
     "PackedDecoder",
     "Policy",
     "Request",
+    "RequestStream",
     "RequestSummary",
     "SamplingParams",
     "Signals",

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, TypeVar
 
 from dsla.engine.engine import Engine
 from dsla.engine.request import Request, StepOutput
 from dsla.engine.sampling import SamplingParams
+from dsla.engine.stream import LEFT, Mailbox, RequestStream, post
 from dsla.engine.threads import release_threads
 from dsla.errors import DrainingError, EngineError
 
@@ -21,59 +21,6 @@ T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
-
-
-class _Stream:
-    """Where a request's outputs go: to the event loop that asked for it.
-
-    What nobody has taken yet grows into one output while the levels stay, so that a slow reader costs a few bytes a token.
-    """
-
-    def __init__(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self._items: deque[StepOutput | Exception] = deque()
-        self._there = asyncio.Event()
-
-    def add(self, item: StepOutput | Exception) -> None:
-        """Adds an output; in the event loop only."""
-        last = self._items[-1] if self._items else None
-        if (
-            isinstance(item, StepOutput)
-            and isinstance(last, StepOutput)
-            and item.finish_reason is None
-            and item.levels == last.levels
-        ):
-            self._items[-1] = last.joined(item)
-        else:
-            self._items.append(item)
-        self._there.set()
-
-    async def get(self) -> StepOutput:
-        """The next output; raises the error that came in place of one."""
-        if not self._items:
-            self._there.clear()
-            await self._there.wait()
-        item = self._items.popleft()
-        if isinstance(item, Exception):
-            raise item
-        return item
-
-
-def _post(parts: Sequence[tuple[_Stream, StepOutput | Exception]]) -> None:
-    """Hands outputs over, from any thread: each event loop is woken once for all of its own."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, StepOutput | Exception]]] = {}
-    for part in parts:
-        by_loop.setdefault(part[0].loop, []).append(part)
-    for loop, its in by_loop.items():
-        try:
-            loop.call_soon_threadsafe(_add_all, its)
-        except RuntimeError:
-            _logger.debug("outputs were dropped: their event loop is closed")
-
-
-def _add_all(parts: Sequence[tuple[_Stream, StepOutput | Exception]]) -> None:
-    for stream, item in parts:
-        stream.add(item)
 
 
 class AsyncEngine:
@@ -89,8 +36,8 @@ class AsyncEngine:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._wake = threading.Condition()
-        self._commands: deque[tuple[Callable[[], object], _Stream | None]] = deque()
-        self._open: dict[str, tuple[Request, _Stream]] = {}
+        self._commands: deque[tuple[Callable[[], object], Mailbox | None]] = deque()
+        self._open: dict[str, tuple[Request, Mailbox]] = {}
         self._closing = False
         self._failure: str | None = None
         self._warm = self._draining = False
@@ -125,7 +72,7 @@ class AsyncEngine:
         min_level: int | None = None,
         sibling_of: str | None = None,
         deadline: float | None = None,
-    ) -> AsyncGenerator[StepOutput, None]:
+    ) -> RequestStream:
         """Runs a request. Bad arguments raise here, at once; the request is added when the first output is awaited.
 
         Args:
@@ -139,8 +86,7 @@ class AsyncEngine:
             deadline: time of the event loop's clock, seconds, by which it must have ended; None = there is none.
 
         Returns:
-            An asynchronous generator of outputs; the last one has a `finish_reason`. Closing it earlier, or cancelling
-            the task that waits for it, cancels the request within a step. It raises `TimeoutError` at the deadline.
+            Its outputs; to be closed.
 
         Raises:
             RequestError: if an argument is wrong or the request exceeds the model's context.
@@ -161,14 +107,18 @@ class AsyncEngine:
             min_level=min_level,
             sibling_of=sibling_of,
         )
-        return self._stream(request, deadline)
+        return RequestStream(
+            lambda mailbox: self._begin(request, mailbox),
+            lambda why: self._send(lambda: self._leave(request, why)),
+            deadline,
+        )
 
     def drain(self, on: bool = True) -> None:
         """Takes nothing new from now on, or (False) takes requests again. What was accepted before runs to its end."""
         self._draining = on
 
     def cancel(self, request_id: str) -> bool:
-        """Ends a request at the next step boundary, and waits for that; its generator then yields an `abort`.
+        """Ends a request at the next step boundary, and waits for that; its last output then is an `abort`.
 
         Returns:
             Whether it was open.
@@ -201,30 +151,18 @@ class AsyncEngine:
         self._thread.join()
         atexit.unregister(self.close)
 
-    async def _stream(self, request: Request, deadline: float | None) -> AsyncGenerator[StepOutput, None]:
-        stream, finished = _Stream(), False
-        if not self._send(lambda: self._submit(request, stream), stream):
+    def _begin(self, request: Request, mailbox: Mailbox) -> None:
+        if not self._send(lambda: self._submit(request, mailbox), mailbox):
             raise self._stopped()
-        late = None if deadline is None else stream.loop.call_at(deadline, stream.add, TimeoutError())
-        try:
-            while not finished:
-                output = await stream.get()
-                finished = output.finish_reason is not None
-                yield output
-        finally:
-            if late is not None:
-                late.cancel()
-            if not finished:
-                self._send(lambda: self._abandon(request))
 
     def _stopped(self) -> EngineError:
         return EngineError(f"the engine has stopped: {self._failure or 'it was closed'}")
 
-    def _send(self, command: Callable[[], object], stream: _Stream | None = None) -> bool:
-        """Leaves a command for the engine's thread; False = it has stopped. `stream` hears of it if it stops first."""
+    def _send(self, command: Callable[[], object], mailbox: Mailbox | None = None) -> bool:
+        """Leaves a command for the engine's thread; False = it has stopped. `mailbox` hears of it if it stops first."""
         with self._wake:
             if not self._closing:
-                self._commands.append((command, stream))
+                self._commands.append((command, mailbox))
                 self._wake.notify()
             return not self._closing
 
@@ -240,18 +178,20 @@ class AsyncEngine:
                 if not self.healthy:
                     raise self._stopped() from None
 
-    def _submit(self, request: Request, stream: _Stream) -> None:
+    def _submit(self, request: Request, mailbox: Mailbox) -> None:
         try:
             self.engine.submit(request)
         except EngineError as error:
-            _post([(stream, error)])
+            post([(mailbox, error)])
             return
-        self._open[request.id] = (request, stream)
+        self._open[request.id] = (request, mailbox)
 
-    def _abandon(self, request: Request) -> None:
-        """Cancels a request nobody listens to any more; not another one that has taken its id."""
-        if request.id in self._open and self._open[request.id][0] is request:
-            self.engine.cancel(request.id)
+    def _leave(self, request: Request, why: str | None) -> None:
+        """Ends a request nobody listens to any more; not another one that has taken its id."""
+        if request.id not in self._open or self._open[request.id][0] is not request:
+            return
+        if why is not None or not self.engine.finish(request.id):
+            self.engine.cancel(request.id, why or LEFT)
 
     def _run(self) -> None:
         try:
@@ -277,7 +217,7 @@ class AsyncEngine:
         return True
 
     def _deliver(self, outputs: Sequence[StepOutput]) -> None:
-        _post([(self._open[output.request_id][1], output) for output in outputs if output.request_id in self._open])
+        post([(self._open[output.request_id][1], output) for output in outputs if output.request_id in self._open])
         for output in outputs:
             if output.finish_reason is not None:
                 self._open.pop(output.request_id, None)
@@ -285,10 +225,10 @@ class AsyncEngine:
     def _stop(self) -> None:
         with self._wake:
             self._closing = True
-            unheard = [stream for _, stream in self._commands if stream is not None]
+            unheard = [mailbox for _, mailbox in self._commands if mailbox is not None]
         reason = "abort" if self._failure is None else "error"
-        _post([(stream, self._stopped()) for stream in unheard])
-        _post([(stream, StepOutput.of(request, [], reason, self._failure)) for request, stream in self._open.values()])
+        post([(mailbox, self._stopped()) for mailbox in unheard])
+        post([(mailbox, StepOutput.of(request, [], reason, self._failure)) for request, mailbox in self._open.values()])
         for name in self._open if self._failure is None else ():
-            self.engine.cancel(name)
+            self.engine.cancel(name, "engine closed")
         self._open.clear()

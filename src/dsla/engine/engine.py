@@ -252,8 +252,12 @@ class Engine:
         self._log.add(Event(self._clock(), "accept", request.id, "queued"))
         return request.id
 
-    def cancel(self, request_id: str) -> bool:
+    def cancel(self, request_id: str, why: str = "by hand") -> bool:
         """Ends a request and frees its memory at once; the next step reports it with `abort`.
+
+        Args:
+            request_id: the request.
+            why: what the log says of it.
 
         Returns:
             Whether it was open.
@@ -262,8 +266,21 @@ class Engine:
         if request is None:
             return False
         self._keep_ended(request)
-        self._close(request, Event(self._clock(), "cancel", request.id, "cancelled"))
+        self._close(request, Event(self._clock(), "cancel", request.id, why))
         self._outputs.append(StepOutput.of(request, [], "abort"))
+        return True
+
+    def finish(self, request_id: str) -> bool:
+        """Ends a request that has tokens and frees its memory at once, as an end token would; the next step reports `stop`.
+
+        Returns:
+            Whether it was open, with tokens.
+        """
+        request = self._requests.get(request_id)
+        if request is None or not request.output:
+            return False
+        self._finish(request, "stop", len(request.output))
+        self._outputs.append(StepOutput.of(request, [], "stop"))
         return True
 
     def check_level(self, level: int | None) -> None:
@@ -482,10 +499,13 @@ class Engine:
         self._load.token(request, now)
         reason = "stop" if ends else "length" if len(request.output) == request.max_tokens else None
         if reason is not None:
-            self._load.finished(request, len(request.output) + ends)
-            self._keep_ended(request)
-            self._close(request, Event(self._clock(), "finish", request.id, reason))
+            self._finish(request, reason, len(request.output) + ends)
         self._outputs.append(StepOutput.of(request, tokens, reason, logprobs=logprobs))
+
+    def _finish(self, request: Request, reason: str, tokens: int) -> None:
+        self._load.finished(request, tokens)
+        self._keep_ended(request)
+        self._close(request, Event(self._clock(), "finish", request.id, reason))
 
     def _fail(self, request: Request, message: str, now: float) -> None:
         self._cache.forget(np.array(request.tokens[: request.computed], dtype=np.int64))

@@ -62,7 +62,7 @@ class Event:
         kind: `accept`, `start`, `level`, `defer`, `new-level`, `new-fast-level`, `force-level`, `preempt`, `finish`,
             `cancel` or `error`.
         request_id: the request, or None.
-        reason: why.
+        reason: why; of a `cancel`: `client left`, `deadline`, `by hand` or `engine closed`.
         from_level: level before, where a level changed.
         to_level: level after.
         from_token: tokens computed when it changed.

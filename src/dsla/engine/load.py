@@ -73,7 +73,7 @@ class Load:
         request.last_token_at = now
 
     def finished(self, request: Request, tokens: int) -> None:
-        """A request has ended by itself, with so many tokens."""
+        """A request has come to its end, with so many tokens."""
         if request.first_token_at is None or request.last_token_at is None:
             raise EngineError(f"request {request.id!r} has ended without a token: this is a bug in dsla")
         self._log.time("e2e", max(request.last_token_at - request.accepted_at, 0.0))

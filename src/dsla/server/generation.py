@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from dsla.engine import StepOutput, TokenLogprobs
+from dsla.engine import RequestStream, StepOutput, TokenLogprobs
 from dsla.errors import BusyError, EngineError
 from dsla.server.detokenize import Detokenizer, TokenBytes
 from dsla.server.errors import ApiError, busy, internal_error, timed_out, unavailable
@@ -73,9 +73,9 @@ class Piece:
 
 
 async def text_pieces(
-    outputs: AsyncGenerator[StepOutput, None], table: TokenBytes, stops: Sequence[str] = ()
+    outputs: RequestStream, table: TokenBytes, stops: Sequence[str] = ()
 ) -> AsyncGenerator[Piece, None]:
-    """Text of one request; closes `outputs`, which frees the request, however it ends.
+    """Text of one request; closes `outputs`, which frees the request, however it ends, at a stop text at once.
 
     Args:
         outputs: what the engine generates for it.
@@ -111,6 +111,7 @@ async def text_pieces(
                 new, stopped = stop.add(added)
                 text += new
                 if stopped:
+                    outputs.stop()
                     yield piece(out, text, "stop", count, stopped)
                     return
             reason = _REASONS.get(out.finish_reason)

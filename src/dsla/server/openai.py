@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from dsla.engine import AsyncEngine, SamplingParams, StepOutput, TokenConstraint, derive_seed
+from dsla.engine import AsyncEngine, RequestStream, SamplingParams, TokenConstraint, derive_seed
 from dsla.errors import BusyError, DrainingError, EngineError
 from dsla.server.chunks import AnswerWriter
 from dsla.server.detokenize import TokenBytes
@@ -94,7 +94,7 @@ def openai_routes(
 
     def generate(
         body: GenerationRequest, prompt: list[int], params: Sequence[SamplingParams], exchange: Exchange
-    ) -> list[AsyncGenerator[StepOutput, None]]:
+    ) -> list[RequestStream]:
         """The answers to one prompt, which is computed for the first of them."""
         # Clients may give two requests one id, but no id has a tilde.
         levels, ids = body.dsla, [f"{exchange.id}~{next(serials)}" for _ in params]
