@@ -209,27 +209,33 @@ def test_taken_id_is_refused_and_the_first_request_goes_on(engine: AsyncEngine) 
     assert asyncio.run(main())[-1].finish_reason == "length"
 
 
-def test_crash_reaches_everyone_and_health() -> None:
+class Panic(BaseException):
+    """As PyO3 raises where Rust panics."""
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, Panic, SystemExit])
+def test_crash_reaches_everyone_and_health(kind: type[BaseException]) -> None:
     engine = AsyncEngine(tiny_engine())
     step = engine.engine.step
 
     def broken() -> list[StepOutput]:
         if engine.engine.stats()["generated_tokens"] > 30 and len(engine.engine.stats()["requests"]) == 3:
-            raise RuntimeError("the sky fell")
+            raise kind("the sky fell")
         return step()
 
     engine.engine.step = broken  # type: ignore[method-assign]
 
     async def main() -> list[list[StepOutput]]:
         assert engine.healthy
-        return await asyncio.gather(*(collect(engine, random_prompt(4, i), ENDLESS) for i in range(3)))
+        requests = (collect(engine, random_prompt(4, i), ENDLESS) for i in range(3))
+        return await asyncio.wait_for(asyncio.gather(*requests), 60)
 
     for outputs in asyncio.run(main()):
         assert outputs[-1].finish_reason == "error"
-        assert outputs[-1].error == "RuntimeError: the sky fell"
+        assert outputs[-1].error == f"{kind.__name__}: the sky fell"
     assert not engine.healthy
     assert not engine.stats()["healthy"]
-    with pytest.raises(EngineError, match="has stopped: RuntimeError: the sky fell"):
+    with pytest.raises(EngineError, match=f"has stopped: {kind.__name__}: the sky fell"):
         engine.generate([1], GREEDY)
     engine.close()
 

@@ -77,11 +77,14 @@ async def test_a_failed_request_is_a_500_without_details(stream: bool) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_crashed_engine_is_reported_without_details(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [ValueError, SystemExit])
+async def test_a_crashed_engine_is_reported_without_details(
+    kind: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = tiny_engine()
 
     def crash() -> None:
-        raise ValueError("secret inside")
+        raise kind("secret inside")
 
     monkeypatch.setattr(engine, "step", crash)
     async with app_of(engine) as (_, http):

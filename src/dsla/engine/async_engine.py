@@ -199,7 +199,8 @@ class AsyncEngine:
             self._warm = True
             while self._wait():
                 self._deliver(self.engine.step())
-        except Exception as error:  # the thread's outermost frame: whatever it is, everyone waiting must hear of it
+        except BaseException as error:  # the outermost frame: whatever it is, everyone waiting must hear of it
+            # A panic in Rust, for one, is no Exception.
             _logger.exception("the engine has crashed")
             self._failure = f"{type(error).__name__}: {error}"
         self._stop()
