@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from dsla.engine import AsyncEngine, Request, SamplingParams, StepOutput
-from dsla.errors import DrainingError, EngineError, RequestError
+from dsla.engine import AsyncEngine, Request, RequestStream, SamplingParams, StepOutput
+from dsla.errors import BusyError, DrainingError, EngineError, RequestError
 from tests.engine.tiny import RecordingEngine, assert_as_reference, random_prompt, tiny_engine
 
 GREEDY = SamplingParams(max_tokens=10, ignore_eos=True)
@@ -238,6 +238,36 @@ def test_crash_reaches_everyone_and_health(kind: type[BaseException]) -> None:
     with pytest.raises(EngineError, match=f"has stopped: {kind.__name__}: the sky fell"):
         engine.generate([1], GREEDY)
     engine.close()
+
+
+def test_a_place_in_the_queue_is_taken_at_once_and_comes_back() -> None:
+    engine, gate = AsyncEngine(tiny_engine(max_waiting=2)), threading.Event()
+
+    async def main() -> list[list[StepOutput]]:
+        first, second = (engine.generate(random_prompt(4), GREEDY) for _ in range(2))
+        with pytest.raises(BusyError, match="2 requests wait already"):
+            engine.generate(random_prompt(4), GREEDY)
+        await first.aclose()
+        first = engine.generate(random_prompt(4), GREEDY)
+        del second
+        second = engine.generate(random_prompt(4), GREEDY)
+        engine._send(gate.wait)
+        begun = asyncio.create_task(anext(second))
+        await asyncio.sleep(0.02)
+        begun.cancel()
+        await asyncio.wait([begun])
+        third = engine.generate(random_prompt(4), GREEDY)
+        gate.set()
+        return await asyncio.gather(*(_all(stream) for stream in (first, third)))
+
+    assert [outputs[-1].finish_reason for outputs in asyncio.run(main())] == ["length"] * 2
+    assert engine.stats()["finished"] == {"length": 2}, "one that was left before it was added is never computed"
+    assert not engine._reserved
+    engine.close()
+
+
+async def _all(stream: RequestStream) -> list[StepOutput]:
+    return [output async for output in stream]
 
 
 def test_command_that_fails_is_heard_by_all() -> None:

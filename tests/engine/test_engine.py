@@ -249,6 +249,16 @@ def test_full_queue_refuses_and_goes_on() -> None:
         assert_as_reference(engine, name, PROMPTS[name])
 
 
+def test_a_request_that_was_checked_is_accepted_however_full_the_queue_has_become() -> None:
+    engine = tiny_engine(max_waiting=1)
+    checked = engine.check_request(PROMPTS["b"], GREEDY, request_id="b")
+    engine.add_request(PROMPTS["c"], GREEDY, request_id="c")
+    engine.submit(checked)
+    engine.run()
+    for name in ("b", "c"):
+        assert_as_reference(engine, name, PROMPTS[name])
+
+
 def test_a_request_ended_by_its_reader_leaves_what_one_ended_by_a_token_does() -> None:
     engine = tiny_engine()
     engine.add_request(PROMPTS["b"], SamplingParams(max_tokens=50, ignore_eos=True), request_id="b")

@@ -38,6 +38,7 @@ class AsyncEngine:
         self._wake = threading.Condition()
         self._commands: deque[tuple[Callable[[], object], Mailbox | None]] = deque()
         self._open: dict[str, tuple[Request, Mailbox]] = {}
+        self._reserved: set[Request] = set()
         self._closing = False
         self._failure: str | None = None
         self._warm = self._draining = False
@@ -73,7 +74,9 @@ class AsyncEngine:
         sibling_of: str | None = None,
         deadline: float | None = None,
     ) -> RequestStream:
-        """Runs a request. Bad arguments raise here, at once; the request is added when the first output is awaited.
+        """Runs a request. Bad arguments raise here, at once, as does a full queue; after that its place there is kept.
+
+        The request is added when the first output is awaited.
 
         Args:
             prompt: token ids.
@@ -107,10 +110,11 @@ class AsyncEngine:
             min_level=min_level,
             sibling_of=sibling_of,
         )
+        with self._wake:
+            self.engine.refuse_if_full(len(self._reserved))
+            self._reserved.add(request)
         return RequestStream(
-            lambda mailbox: self._begin(request, mailbox),
-            lambda why: self._send(lambda: self._leave(request, why)),
-            deadline,
+            lambda mailbox: self._begin(request, mailbox), lambda why: self._leave(request, why), deadline
         )
 
     def drain(self, on: bool = True) -> None:
@@ -179,14 +183,25 @@ class AsyncEngine:
                     raise self._stopped() from None
 
     def _submit(self, request: Request, mailbox: Mailbox) -> None:
-        try:
-            self.engine.submit(request)
-        except EngineError as error:
-            post([(mailbox, error)])
-            return
+        with self._wake:
+            if request not in self._reserved:  # its reader has left meanwhile
+                return
+            self._reserved.remove(request)
+            try:
+                self.engine.submit(request)
+            except EngineError as error:
+                post([(mailbox, error)])
+                return
         self._open[request.id] = (request, mailbox)
 
     def _leave(self, request: Request, why: str | None) -> None:
+        with self._wake:
+            if request in self._reserved:
+                self._reserved.remove(request)
+            else:
+                self._send(lambda: self._end(request, why))
+
+    def _end(self, request: Request, why: str | None) -> None:
         """Ends a request nobody listens to any more; not another one that has taken its id."""
         if request.id not in self._open or self._open[request.id][0] is not request:
             return

@@ -176,7 +176,7 @@ class Engine:
         sibling_of: str | None = None,
     ) -> Request:
         """Builds a request without adding it; may be called from any thread. Arguments and errors as `add_request`."""
-        self._refuse_if_full()
+        self.refuse_if_full()
         levels = level_bounds(quality, min_level, max_level, self._levels.max_level)
         request = build_request(
             prompt, params, request_id, levels, self.decoder, self.config.open_ended_tokens, self._worth_keeping
@@ -230,14 +230,21 @@ class Engine:
         )  # fmt: skip
         return self.submit(request)
 
-    def submit(self, request: Request) -> str:
-        """Accepts a request that `check_request` built.
+    def refuse_if_full(self, reserved: int = 0) -> None:
+        """Refuses a further request where the queue has no room beside `reserved` ones to come. May be called from any thread.
 
         Raises:
             BusyError: if too many requests wait.
+        """
+        if len(self._scheduler.waiting) + reserved >= self.config.max_waiting:
+            raise BusyError(f"{self.config.max_waiting} requests wait already: try again later")
+
+    def submit(self, request: Request) -> str:
+        """Accepts a request that `check_request` built, however many wait.
+
+        Raises:
             EngineError: if its id is taken, or it is no sibling of the open request it names.
         """
-        self._refuse_if_full()
         if request.id in self._requests:
             raise EngineError(f"a request {request.id!r} is open already: choose another id")
         leader = self._requests.get(request.sibling_of) if request.sibling_of is not None else None
@@ -385,10 +392,6 @@ class Engine:
         """Bytes of the budget that a request holds; what it shares with others counts for each."""
         memory = request.memory
         return 0 if memory is None else memory.units * self.arena.page_bytes
-
-    def _refuse_if_full(self) -> None:
-        if len(self._scheduler.waiting) >= self.config.max_waiting:
-            raise BusyError(f"{self.config.max_waiting} requests wait already: try again later")
 
     def _least_units(self) -> int:
         """Units that the shortest of all requests takes at a level it may have."""

@@ -31,9 +31,9 @@ class Goal:
     reason: str
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
-    """Prompt, wishes, and progress of one request.
+    """Prompt, wishes, and progress of one request, which equals no other.
 
     Attributes:
         id: its name, unique among open requests.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from typing import Any
 
 from dsla.server.generation import Piece, TokenReport
@@ -19,7 +19,7 @@ from dsla.server.responses import (
     Usage,
 )
 
-Pieces = AsyncIterator[tuple[int, Piece]]
+Pieces = AsyncIterable[tuple[int, Piece]]
 
 
 class AnswerWriter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -202,6 +202,39 @@ async def counted(
             exchange.completion_tokens += piece.completion_tokens - known.get(index, 0)
             known[index] = piece.completion_tokens
             yield index, piece
+
+
+class Answers:
+    """Pieces of all answers to a request, with the index of their answer. To be closed: that ends what has not ended.
+
+    A generator that was never begun closes nothing, so that the outputs are closed here once more.
+
+    Args:
+        outputs: what the engine generates, an answer each.
+        table: bytes of the tokens.
+        stops: stop strings.
+        exchange: the request.
+    """
+
+    def __init__(
+        self, outputs: Sequence[RequestStream], table: TokenBytes, stops: Sequence[str], exchange: Exchange
+    ) -> None:
+        self._outputs = outputs
+        self._pieces = counted(merged([text_pieces(each, table, stops) for each in outputs]), exchange)
+
+    def __aiter__(self) -> AsyncIterator[tuple[int, Piece]]:
+        return self._pieces
+
+    async def aclose(self) -> None:
+        """Ends all requests."""
+        await self._pieces.aclose()
+        await close_all(self._outputs)
+
+
+async def close_all(outputs: Sequence[RequestStream]) -> None:
+    """Closes all, whether begun or not."""
+    for each in outputs:
+        await each.aclose()
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import count
+from contextlib import AsyncExitStack, aclosing
+from itertools import count, product
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -15,7 +16,7 @@ from dsla.server.chunks import AnswerWriter
 from dsla.server.detokenize import TokenBytes
 from dsla.server.errors import ApiError, busy, check_model, draining, unavailable
 from dsla.server.exchange import Exchange
-from dsla.server.generation import counted, merged, text_pieces, unless_disconnected
+from dsla.server.generation import Answers, close_all, unless_disconnected
 from dsla.server.logprobs import LogprobWriter
 from dsla.server.prompts import PromptReader
 from dsla.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
@@ -73,6 +74,9 @@ def openai_routes(
         if answers > settings.max_answers:
             message = f"Invalid value for 'n': at most {settings.max_answers} answers in one request, found {answers}"
             raise ApiError(400, message, param="n", code="invalid_value")
+        if answers > (room := engine.engine.config.max_waiting):
+            message = f"Invalid value for 'n': {answers} answers never fit into this server's queue, which holds {room}"
+            raise ApiError(400, message, param="n", code="invalid_value")
 
     async def respond(body: GenerationRequest, tokens: Sequence[list[int]], request: Request, chat: bool) -> Response:
         n = body.n or 1
@@ -80,39 +84,44 @@ def openai_routes(
         params = [sampling_params(body, answer, constraint) for answer in range(n)]
         exchange = Exchange.of(request.scope)
         exchange.prompt_tokens = sum(len(prompt) for prompt in tokens)
-        # The engine gets nothing before the first output is asked for: a refused prompt leaves nothing behind.
-        outputs = [generated for prompt in tokens for generated in generate(body, prompt, params, exchange)]
-        pieces = counted(merged([text_pieces(each, table, body.stop) for each in outputs]), exchange)
+        answers = Answers(await generate(body, tokens, params, exchange), table, body.stop, exchange)
         writer = AnswerWriter(
             model_name, chat, len(tokens), n, None if body.top_count is None else LogprobWriter(names)
         )
         if body.stream:
             include_usage = body.stream_options is not None and body.stream_options.include_usage
-            return EventStream(writer.chunks(pieces, include_usage, body.dsla.stream_levels), pieces)
-        answer = await unless_disconnected(request, writer.answer(pieces))
+            return EventStream(writer.chunks(answers, include_usage, body.dsla.stream_levels), answers)
+        async with aclosing(answers):
+            answer = await unless_disconnected(request, writer.answer(answers))
         return JSONResponse(answer.model_dump(exclude_none=True))
 
-    def generate(
-        body: GenerationRequest, prompt: list[int], params: Sequence[SamplingParams], exchange: Exchange
+    async def generate(
+        body: GenerationRequest, prompts: Sequence[list[int]], params: Sequence[SamplingParams], exchange: Exchange
     ) -> list[RequestStream]:
-        """The answers to one prompt, which is computed for the first of them."""
-        # Clients may give two requests one id, but no id has a tilde.
-        levels, ids = body.dsla, [f"{exchange.id}~{next(serials)}" for _ in params]
+        """The answers to all prompts, not begun yet; a prompt is computed for the first of its own. Refuses all or none."""
+        levels, outputs, leader = body.dsla, list[RequestStream](), ""
         deadline = None if settings.request_seconds is None else exchange.began + settings.request_seconds
         try:
-            return [
-                engine.generate(
-                    prompt,
-                    each,
-                    request_id=ids[answer],
-                    quality=levels.quality,
-                    max_level=levels.max_level,
-                    min_level=levels.min_level,
-                    sibling_of=ids[0] if answer else None,
-                    deadline=deadline,
-                )
-                for answer, each in enumerate(params)
-            ]
+            async with AsyncExitStack() as refused:
+                refused.push_async_callback(close_all, outputs)
+                for prompt, (answer, each) in product(prompts, enumerate(params)):
+                    # Clients may give two requests one id, but no id has a tilde.
+                    name = f"{exchange.id}~{next(serials)}"
+                    leader = leader if answer else name
+                    outputs.append(
+                        engine.generate(
+                            prompt,
+                            each,
+                            request_id=name,
+                            quality=levels.quality,
+                            max_level=levels.max_level,
+                            min_level=levels.min_level,
+                            sibling_of=leader if answer else None,
+                            deadline=deadline,
+                        )
+                    )
+                refused.pop_all()
+            return outputs
         except BusyError as error:
             raise busy() from error
         except DrainingError as error:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
 
 from pydantic_core import to_json
 from starlette.responses import StreamingResponse
@@ -18,15 +18,21 @@ _LINE_ENDS = [(character.encode(), b"\\u%04x" % ord(character)) for character in
 logger = logging.getLogger(__name__)
 
 
+class Closable(Protocol):
+    """What holds something until it is closed."""
+
+    async def aclose(self) -> object: ...
+
+
 class EventStream(StreamingResponse):
     """Sends objects as they come. An error after the first one becomes an event with the error's body, and the end.
 
     Args:
         chunks: objects to send.
-        source: stream that `chunks` reads from. Closed when the response ends, also one that the client never read.
+        source: what `chunks` reads from. Closed when the response ends, also one that the client never read.
     """
 
-    def __init__(self, chunks: AsyncIterator[dict[str, Any]], source: AsyncGenerator[Any, None]) -> None:
+    def __init__(self, chunks: AsyncIterator[dict[str, Any]], source: Closable) -> None:
         super().__init__(_events(chunks), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         self._source = source
 
