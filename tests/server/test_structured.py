@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import threading
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, Literal
 
+import httpx
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,8 +24,8 @@ from dsla.engine import Engine, EngineConfig, SamplingParams
 from dsla.server import schema_check, structured
 from dsla.server.detokenize import Detokenizer, TokenBytes
 from dsla.server.errors import ApiError
-from dsla.server.structured import MAX_SCHEMA_BYTES, JsonSchemas
-from tests.server.asgi import app_of
+from dsla.server.structured import MAX_SCHEMA_BYTES, MAX_WAITING, JsonSchemas
+from tests.server.asgi import app_of, error, until
 from tests.server.conftest import MODEL, Served
 from tests.server.test_detokenize import fallback_tokenizer
 from tests.server.test_openai import MESSAGES, events
@@ -235,23 +240,135 @@ def test_a_model_that_never_ends_has_no_schemas() -> None:
     assert error.value.param == "response_format"
 
 
+class Compiler:
+    """Holds back the compiling of schemas until it is let go; knows how many were begun."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.go, compile_ = 0, threading.Event(), JsonSchemas._compile
+
+        def slow(schemas: JsonSchemas, text: str) -> Any:
+            self.begun += 1
+            assert self.go.wait(20)
+            return compile_(schemas, text)
+
+        monkeypatch.setattr(JsonSchemas, "_compile", slow)
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Compiler]:
+    compiler = Compiler(monkeypatch)
+    yield compiler
+    compiler.go.set()
+
+
+def numbered(number: int) -> dict[str, Any]:
+    return {"const": number}
+
+
+def body_of(schema: dict[str, Any]) -> dict[str, Any]:
+    return TEXT_BODY | json_schema(schema)
+
+
 @pytest.mark.anyio
-async def test_others_are_answered_while_a_schema_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, done, compile_ = threading.Event(), threading.Event(), JsonSchemas._maker
-
-    def slow(self: JsonSchemas, schema: dict[str, Any]) -> Any:
-        begun.set()
-        assert done.wait(10)
-        return compile_(self, schema)
-
-    monkeypatch.setattr(JsonSchemas, "_maker", slow)
+async def test_others_are_answered_while_a_schema_is_compiled(compiler: Compiler) -> None:
     async with app_of() as (_, http):
+        compiler.go.set()
+        assert (await http.post(TEXT, json=body_of(numbered(1)))).status_code == 200
+        assert (await http.post(TEXT, json=body_of({"type": "animal"}))).status_code == 400
+        compiler.go.clear()
         waiting = asyncio.create_task(http.post(TEXT, json=TEXT_BODY))
-        await asyncio.to_thread(begun.wait, 10)
-        plain = await http.post(TEXT, json={"model": MODEL, "prompt": "fox", "max_tokens": 2})
-        assert (plain.status_code, waiting.done()) == (200, False)
-        done.set()
+        await until(lambda: compiler.begun == 3)
+        for body, status in (
+            ({"model": MODEL, "prompt": "fox", "max_tokens": 2}, 200),
+            (body_of(numbered(1)), 200),
+            (body_of({"type": "animal"}), 400),
+            (body_of({"enum": ["x" * MAX_SCHEMA_BYTES]}), 400),
+        ):
+            assert (await http.post(TEXT, json=body)).status_code == status
+        assert (compiler.begun, waiting.done()) == (3, False)
+        compiler.go.set()
         Animal.model_validate_json((await waiting).json()["choices"][0]["text"])
+
+
+@pytest.mark.anyio
+async def test_too_many_schemas_at_once_are_a_429(compiler: Compiler) -> None:
+    async with app_of() as (_, http):
+        posts = [asyncio.create_task(http.post(TEXT, json=body_of(numbered(i)))) for i in range(MAX_WAITING + 3)]
+        await until(lambda: sum(post.done() for post in posts) == 3)
+        refused = await http.post(TEXT, json=body_of(numbered(99)) | {"stream": True})
+        assert error(refused) == (429, "overloaded")
+        assert int(refused.headers["retry-after"]) >= 1
+        compiler.go.set()
+        answers = await asyncio.gather(*posts)
+        assert sorted(answer.status_code for answer in answers) == [200] * MAX_WAITING + [429] * 3
+        assert (await http.post(TEXT, json=body_of(numbered(99)))).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_a_schema_that_many_ask_for_at_once_is_compiled_once(compiler: Compiler) -> None:
+    async with app_of() as (_, http):
+        posts = [asyncio.create_task(http.post(TEXT, json=TEXT_BODY)) for _ in range(MAX_WAITING + 3)]
+        await until(lambda: compiler.begun == 1)
+        await asyncio.sleep(0.1)
+        posts[0].cancel()
+        compiler.go.set()
+        assert {answer.status_code for answer in await asyncio.gather(*posts[1:])} == {200}
+        assert compiler.begun == 1
+
+
+@pytest.mark.anyio
+async def test_a_schema_waits_no_longer_than_its_request_may_take(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(structured, "problem", lambda schema: "")  # takes longer than these requests may
+    async with app_of(request_seconds=0.5) as (_, http):
+        posts = [http.post(TEXT, json=body_of(numbered(i))) for i in range(MAX_WAITING)]
+        for answer in await asyncio.gather(*posts):
+            assert error(answer) == (504, "timeout")
+        compiler.go.set()
+        await until(lambda: compiler.begun == 1)
+        assert (await http.post(TEXT, json=body_of(numbered(99)))).status_code == 200
+        assert compiler.begun == 2, "those that had gone were not compiled"
+
+
+def test_a_client_that_leaves_takes_its_schema_from_the_queue(served: Served, compiler: Compiler) -> None:
+    for number in range(MAX_WAITING + 3):
+        with contextlib.suppress(httpx.ReadTimeout):
+            httpx.post(f"{served.address}{TEXT}", json=body_of(numbered(number)), timeout=0.2)
+            pytest.fail("it was answered")
+    compiler.go.set()
+    answer = served.http.post(TEXT, json=body_of(numbered(99)))
+    assert answer.status_code == 200, answer.text
+    assert compiler.begun == 2
+
+
+def test_a_refused_schema_is_compiled_again_only_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    schemas, tried = schemas_of(tiny_tokenizer(), tiny_decoder().vocab_size, {2}), list[str]()
+
+    def problem(schema: str) -> str:
+        tried.append(schema)
+        return "it takes too long to compile"
+
+    monkeypatch.setattr(structured, "problem", problem)
+    for _ in range(3):
+        with pytest.raises(ApiError, match="takes too long"):
+            constraint_of(schemas, numbered(1))
+    assert len(tried) == 1
+    with pytest.raises(ApiError, match="takes too long"):
+        constraint_of(schemas, numbered(2))
+    assert len(tried) == 2
+    later = time.monotonic() + structured.REFUSED_SECONDS
+    monkeypatch.setattr(structured, "problem", lambda schema: "")
+    monkeypatch.setattr(structured, "time", SimpleNamespace(monotonic=lambda: later))
+    assert constraint_of(schemas, numbered(1)) is not None
+
+
+def test_a_schema_too_deep_to_be_written_is_refused() -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(100_000):
+        schema = {"not": schema}
+    with pytest.raises(ApiError, match="nested too deep"):
+        constraint_of(schemas_of(tiny_tokenizer(), tiny_decoder().vocab_size, {2}), schema)
 
 
 @pytest.mark.anyio

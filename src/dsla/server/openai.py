@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from itertools import count, product
 from typing import Any
@@ -14,7 +15,7 @@ from dsla.engine import AsyncEngine, RequestStream, SamplingParams, TokenConstra
 from dsla.errors import BusyError, DrainingError, EngineError
 from dsla.server.chunks import AnswerWriter
 from dsla.server.detokenize import TokenBytes
-from dsla.server.errors import ApiError, busy, check_model, draining, unavailable
+from dsla.server.errors import ApiError, busy, check_model, draining, timed_out, unavailable
 from dsla.server.exchange import Exchange
 from dsla.server.generation import Answers, close_all, unless_disconnected
 from dsla.server.logprobs import LogprobWriter
@@ -60,15 +61,21 @@ def openai_routes(
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
         check_model(body.model, model_name)
         check_answers(body.n or 1)
-        tokens = await prompts.chat(body.messages, body.token_limit)
-        return await respond(body, [tokens], request, chat=True)
+
+        async def read() -> list[list[int]]:
+            return [await prompts.chat(body.messages, body.token_limit)]
+
+        return await respond(body, read, request, chat=True)
 
     @router.post("/v1/completions", response_model=Completion, responses=_STREAM)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         check_model(body.model, model_name)
         check_answers(len(body.prompt) * (body.n or 1))
-        tokens = [await prompts.completion(prompt, body.token_limit) for prompt in body.prompt]
-        return await respond(body, tokens, request, chat=False)
+
+        async def read() -> list[list[int]]:
+            return [await prompts.completion(prompt, body.token_limit) for prompt in body.prompt]
+
+        return await respond(body, read, request, chat=False)
 
     def check_answers(answers: int) -> None:
         if answers > settings.max_answers:
@@ -78,13 +85,23 @@ def openai_routes(
             message = f"Invalid value for 'n': {answers} answers never fit into this server's queue, which holds {room}"
             raise ApiError(400, message, param="n", code="invalid_value")
 
-    async def respond(body: GenerationRequest, tokens: Sequence[list[int]], request: Request, chat: bool) -> Response:
-        n = body.n or 1
-        constraint = await schemas.constraint(body.answer_schema)
+    async def respond(
+        body: GenerationRequest, read: Callable[[], Awaitable[list[list[int]]]], request: Request, chat: bool
+    ) -> Response:
+        n, exchange = body.n or 1, Exchange.of(request.scope)
+        deadline = None if settings.request_seconds is None else exchange.began + settings.request_seconds
+
+        async def prepare() -> tuple[list[list[int]], Callable[[], TokenConstraint] | None]:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    return await read(), await schemas.constraint(body.answer_schema)
+            except TimeoutError:
+                raise timed_out() from None
+
+        tokens, constraint = await unless_disconnected(request, prepare())
         params = [sampling_params(body, answer, constraint) for answer in range(n)]
-        exchange = Exchange.of(request.scope)
         exchange.prompt_tokens = sum(len(prompt) for prompt in tokens)
-        answers = Answers(await generate(body, tokens, params, exchange), table, body.stop, exchange)
+        answers = Answers(await generate(body, tokens, params, exchange.id, deadline), table, body.stop, exchange)
         writer = AnswerWriter(
             model_name, chat, len(tokens), n, None if body.top_count is None else LogprobWriter(names)
         )
@@ -96,17 +113,20 @@ def openai_routes(
         return JSONResponse(answer.model_dump(exclude_none=True))
 
     async def generate(
-        body: GenerationRequest, prompts: Sequence[list[int]], params: Sequence[SamplingParams], exchange: Exchange
+        body: GenerationRequest,
+        prompts: Sequence[list[int]],
+        params: Sequence[SamplingParams],
+        request_id: str,
+        deadline: float | None,
     ) -> list[RequestStream]:
         """The answers to all prompts, not begun yet; a prompt is computed for the first of its own. Refuses all or none."""
         levels, outputs, leader = body.dsla, list[RequestStream](), ""
-        deadline = None if settings.request_seconds is None else exchange.began + settings.request_seconds
         try:
             async with AsyncExitStack() as refused:
                 refused.push_async_callback(close_all, outputs)
                 for prompt, (answer, each) in product(prompts, enumerate(params)):
                     # Clients may give two requests one id, but no id has a tilde.
-                    name = f"{exchange.id}~{next(serials)}"
+                    name = f"{request_id}~{next(serials)}"
                     leader = leader if answer else name
                     outputs.append(
                         engine.generate(

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +22,8 @@ from numpy.typing import NDArray
 from dsla.engine import TokenConstraint
 from dsla.errors import EngineError
 from dsla.server.detokenize import TokenBytes
-from dsla.server.errors import ApiError
+from dsla.server.errors import ApiError, busy
+from dsla.server.latest import Latest
 from dsla.server.schema_check import grammar_of, limits, problem
 
 if TYPE_CHECKING:
@@ -28,7 +32,14 @@ if TYPE_CHECKING:
 MAX_SCHEMA_BYTES = 1 << 17
 """Bytes of a schema, at most, written in ASCII and without spaces."""
 
-_MESSAGE_LENGTH, _REMEMBERED = 200, 16
+MAX_WAITING = 8
+"""Schemas that are compiled or wait for it, at most."""
+
+REFUSED_SECONDS = 60.0
+"""How long a schema that was refused is refused at once: a busy machine may have been what made it take too long."""
+
+_MESSAGE_LENGTH = 200
+_REMEMBERED, _REMEMBERED_REFUSALS = 16, 256
 
 
 class JsonConstraint:
@@ -84,8 +95,18 @@ class _Vocabulary:
         return self.tree.greedy_tokenize(text)
 
 
+@dataclass
+class _Job:
+    """A schema that is compiled or waits for it, and for how many."""
+
+    matcher: asyncio.Future[LLMatcher]
+    readers: int = 0
+
+
 class JsonSchemas:
     """Compiles schemas for the tokens of one model, one after the other, in a thread of its own.
+
+    Those it knows, the good ones and the bad, wait for none that is being compiled.
 
     Args:
         tokenizer: Hugging Face fast tokenizer of the model.
@@ -98,40 +119,66 @@ class JsonSchemas:
         self._backend, self._table, self._vocab_size = tokenizer.backend_tokenizer, table, vocab_size
         self._ends = sorted(end for end in ends if end < vocab_size)
         self._thread = ThreadPoolExecutor(1, "dsla-schemas")
-        self._compiled = lru_cache(_REMEMBERED)(self._compile)
+        self._jobs: dict[str, _Job] = {}
+        self._compiled = Latest[bytes, "LLMatcher"](_REMEMBERED)
+        self._refusals = Latest[bytes, tuple[float, str]](_REMEMBERED_REFUSALS)
 
     async def constraint(self, schema: dict[str, Any] | None) -> Callable[[], TokenConstraint] | None:
-        """What makes the constraint of an answer that follows `schema`; None for None.
+        """What makes the constraint of an answer that follows `schema`; None for None. Cancelled, it leaves the queue.
 
         Raises:
-            ApiError: the schema is wrong, too large or too complex, or holds what is not supported.
+            ApiError: the schema is wrong, too large or too complex, or holds what is not supported; or too many wait.
         """
         if schema is None:
             return None
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._maker, schema)
-
-    def _maker(self, schema: dict[str, Any]) -> Callable[[], TokenConstraint]:
         if find_spec("llguidance") is None:
             raise _refused("this server cannot do it: it lacks the package llguidance", "unsupported_parameter")
         if not self._ends:
             raise _refused("this model has no token that ends an answer", "unsupported_parameter")
-        text = json.dumps(schema, separators=(",", ":"))
-        if len(text) > MAX_SCHEMA_BYTES:
-            raise _refused(f"the schema has more than {MAX_SCHEMA_BYTES:,} bytes")
-        matcher = self._compiled(text)
+        text = _text(schema)
+        matcher = self._known(text)
+        if matcher is None:
+            matcher = await self._once(text)
         return lambda: JsonConstraint(matcher.deep_copy(), self._vocab_size)
 
-    def _compile(self, schema: str) -> LLMatcher:
+    async def _once(self, text: str) -> LLMatcher:
+        """Compiles a schema once for all who wait for it; with the last of them it leaves the queue."""
+        job = self._jobs.get(text)
+        if job is None:
+            if len(self._jobs) >= MAX_WAITING:
+                raise busy()
+            # It may still be compiled for those that have left.
+            future = self._thread.submit(lambda: self._known(text) or self._compile(text))
+            job = self._jobs[text] = _Job(asyncio.wrap_future(future))
+        job.readers += 1
+        try:
+            return await asyncio.shield(job.matcher)
+        finally:
+            job.readers -= 1
+            if not job.readers:
+                job.matcher.cancel()
+                del self._jobs[text]
+
+    def _known(self, text: str) -> LLMatcher | None:
+        refused = self._refusals.get(_key(text))
+        if refused is not None and time.monotonic() < refused[0]:
+            raise _refused(refused[1])
+        return self._compiled.get(_key(text))
+
+    def _compile(self, text: str) -> LLMatcher:
         from llguidance import LLMatcher
 
-        found = problem(schema)
+        found = problem(text)
         if not found:
-            matcher = LLMatcher(self._tokenizer, grammar_of(schema), log_level=0, limits=limits())
+            matcher = LLMatcher(self._tokenizer, grammar_of(text), log_level=0, limits=limits())
             # Some schemas turn out to be too complex only where tokens are asked for.
             matcher.compute_bitmask()
             found = matcher.get_error().removesuffix("<non-verbose/>")
         if found:
-            raise _refused(f"the schema cannot be followed: {' '.join(found.split())[:_MESSAGE_LENGTH]}")
+            why = f"the schema cannot be followed: {' '.join(found.split())[:_MESSAGE_LENGTH]}"
+            self._refusals.add(_key(text), (time.monotonic() + REFUSED_SECONDS, why))
+            raise _refused(why)
+        self._compiled.add(_key(text), matcher)
         return matcher
 
     @cached_property
@@ -147,6 +194,21 @@ class JsonSchemas:
             TokenizerWrapper(vocabulary), eos_token=self._ends, slices=LLTokenizer.json_slices()
         )
         return vocabulary.tree
+
+
+def _text(schema: dict[str, Any]) -> str:
+    try:
+        text = json.dumps(schema, separators=(",", ":"))
+    except RecursionError:
+        raise _refused("the schema is nested too deep") from None
+    if len(text) > MAX_SCHEMA_BYTES:
+        raise _refused(f"the schema has more than {MAX_SCHEMA_BYTES:,} bytes")
+    return text
+
+
+def _key(text: str) -> bytes:
+    """What a schema is known by: its text may be long."""
+    return sha256(text.encode()).digest()
 
 
 def _refused(why: str, code: str = "invalid_value") -> ApiError:
