@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
@@ -12,6 +13,7 @@ import anyio
 import httpx
 import pytest
 
+from dsla.server import limits
 from tests.server.asgi import BODY, ENDLESS, app_of, error, until
 from tests.server.conftest import MODEL
 from tests.server.site import Site
@@ -142,6 +144,28 @@ async def test_the_admin_api_answers_when_the_limit_is_reached() -> None:
         assert (await http.post("/v1/completions", json=BODY)).status_code == 429
         assert (await http.post("/admin/drain")).status_code == 200
         group.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_bodies_of_all_requests_together_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "BODIES", 2)
+    size = len(json.dumps(ENDLESS).encode())
+    async with app_of(max_body_bytes=size + 10) as (engine, http):
+        open_ = [asyncio.create_task(http.post("/v1/completions", json=ENDLESS)) for _ in range(2)]
+        await until(lambda: engine.stats()["running"] == 2)
+        for content in (json.dumps(ENDLESS).encode(), b"{" * size):
+            refused = await http.post("/v1/completions", content=content, headers=JSON)
+            assert error(refused) == (429, "overloaded")
+            assert int(refused.headers["retry-after"]) >= 1
+        assert (await http.post("/tokenize", json={"prompt": "x"})).status_code == 200, "there is room for a little"
+        drained = json.dumps({"draining": False}).encode().ljust(size)
+        assert (await http.post("/admin/drain", content=drained, headers=JSON)).status_code == 200
+        for request in engine.stats()["requests"]:
+            await anyio.to_thread.run_sync(engine.cancel, request["id"])
+        await asyncio.gather(*open_)
+        for _ in range(5):
+            assert (await http.post("/v1/completions", content=b"{" * size, headers=JSON)).status_code == 400
+        assert (await http.post("/v1/completions", json=BODY)).status_code == 200
 
 
 @pytest.mark.anyio

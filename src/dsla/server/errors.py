@@ -27,7 +27,7 @@ RETRY_SECONDS = {429: 1, 503: 5}
 """Status -> after how long a request that was refused may be sent again: when there is room; to another server, or this
 one once it has come back."""
 
-_HTTP_CODES = {408: "request_timeout", 413: "body_too_large"}
+_HTTP_CODES = {408: "request_timeout", 413: "body_too_large", 429: "overloaded"}
 
 
 class ApiError(Exception):

@@ -24,6 +24,7 @@ class Exchange:
         caller: name of the key it showed, never the key itself.
         prompt_tokens: tokens of its prompts.
         completion_tokens: tokens generated so far, of all answers.
+        body_bytes: bytes of its body that have come.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Exchange:
     caller: str = ANYONE
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    body_bytes: int = 0
 
     @classmethod
     def of(cls, scope: Scope) -> Exchange:

@@ -1,4 +1,4 @@
-"""How much one request, and one caller, may take: bytes of a body, time to send it, requests open at once."""
+"""How much one request, one caller, and all together may take: bytes of bodies, time to send one, requests open at once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from dsla.server.exchange import Exchange
 from dsla.server.gate import is_admin
 from dsla.server.settings import ServerSettings
 
+BODIES = 32
+"""As many times the bytes of the longest body that is taken, those of all open requests may have together."""
+
 
 class Limits:
     """ASGI middleware.
@@ -26,6 +29,7 @@ class Limits:
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app, self._settings = app, settings
         self._open: Counter[str] = Counter()
+        self._bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request."""
@@ -45,16 +49,19 @@ class Limits:
             return
         self._open[exchange.caller] += 1
         try:
-            await self._app(scope, self._bounded(receive, exchange), send)
+            await self._app(scope, self._bounded(receive, exchange, is_admin(scope)), send)
         finally:
+            # Only now: the body, and what was read from it, is there until the answer has ended.
             self._open[exchange.caller] -= 1
+            self._bytes -= exchange.body_bytes
 
-    def _bounded(self, receive: Receive, exchange: Exchange) -> Receive:
+    def _bounded(self, receive: Receive, exchange: Exchange, for_admin: bool) -> Receive:
         """`receive`, until the body is there: no more bytes, and no longer, than it may take."""
-        seconds, read, there = self._settings.request_seconds, 0, False
+        seconds, there = self._settings.request_seconds, False
+        most, most_together = self._settings.max_body_bytes, BODIES * self._settings.max_body_bytes
 
         async def bounded() -> Message:
-            nonlocal read, there
+            nonlocal there
             if there:
                 return await receive()
             try:
@@ -63,10 +70,13 @@ class Limits:
             except TimeoutError:
                 # FastAPI lets nothing but its own exceptions out of the reading of a body.
                 raise HTTPException(408, "The body did not come in time; send it faster") from None
-            read += len(message.get("body", b""))
+            count = len(message.get("body", b""))
+            exchange.body_bytes, self._bytes = exchange.body_bytes + count, self._bytes + count
             there = not message.get("more_body", False)
-            if read > self._settings.max_body_bytes:
+            if exchange.body_bytes > most:
                 raise HTTPException(413, self._too_large().message)
+            if self._bytes > most_together and not for_admin:
+                raise HTTPException(429, "The bodies of all open requests are too many bytes together; try again later")
             return message
 
         return bounded

@@ -15,7 +15,8 @@ class ServerSettings:
     Attributes:
         api_keys: any of them opens the API; none = it is open to everyone who reaches it.
         admin_key: opens `/admin`; None = `/admin` answers to this machine only, and not at all where there are API keys.
-        max_body_bytes: bytes of a request's body, at most; longer ones are answered 413.
+        max_body_bytes: bytes of a request's body, at most; longer ones are answered 413. Those of all open requests together
+            may have 32 times as many; what comes beyond is answered 429.
         max_answers: answers one request may ask for, prompts times `n`, at most; 256 are the most there can be.
         max_concurrent: requests of one key, or of all callers together where there are no keys, that may be open at once;
             more are answered 429. None = as many as come.
