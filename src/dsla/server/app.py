@@ -101,7 +101,6 @@ def build_app(engine: AsyncEngine, tokenizer: Any, model_name: str, settings: Se
     card = ModelCard(
         id=model_name, created=int(time.time()), max_model_len=decoder.max_tokens, max_level=len(decoder.order)
     )
-    prompts = PromptReader(tokenizer, decoder.max_tokens)
 
     @app.exception_handler(ClientDisconnect)
     async def _gone(request: Request, error: ClientDisconnect) -> Response:
@@ -117,6 +116,7 @@ def build_app(engine: AsyncEngine, tokenizer: Any, model_name: str, settings: Se
         return card
 
     table, names = TokenBytes.of(tokenizer), TokenBytes.of(tokenizer, keep_special=True)
+    prompts = PromptReader(tokenizer, decoder.max_tokens, names)
     schemas = JsonSchemas(tokenizer, table, decoder.vocab_size, decoder.eos_token_ids)
     app.include_router(openai_routes(engine, prompts, schemas, table, names, model_name, settings))
     app.include_router(token_routes(prompts, model_name, decoder.max_tokens, decoder.vocab_size))

@@ -32,6 +32,11 @@ class TokenBytes:
         """Bytes of a token id (int >= 0), `b""` for a special or unknown one."""
         return self._table[token] if token < len(self._table) else b""
 
+    @property
+    def longest(self) -> int:
+        """Bytes of the longest token."""
+        return max(map(len, self._table), default=0)
+
     @classmethod
     def of(cls, tokenizer: Any, keep_special: bool = False) -> TokenBytes:
         """Reads the table from a Hugging Face fast tokenizer.
@@ -52,7 +57,7 @@ class TokenBytes:
         byte_level = _is_byte_level(json.loads(backend.decoder.__getstate__()))
         special = {i for i, t in backend.get_added_tokens_decoder().items() if t.special and not keep_special}
         vocabulary = backend.get_vocab(with_added_tokens=True)
-        alphabet = _byte_alphabet()
+        alphabet = byte_alphabet()
         table = [b""] * (1 + max(vocabulary.values(), default=-1))
         for text, token in vocabulary.items():
             if token not in special:
@@ -96,7 +101,7 @@ def _is_byte_level(decoder: dict[str, Any]) -> bool:
     )
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """Character that a byte-level BPE vocabulary writes for each byte (GPT-2's table), inverted."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from dsla.errors import ModelError, RequestError
 from dsla.server.chat import render_chat
+from dsla.server.detokenize import TokenBytes
 from dsla.server.errors import ApiError
 from dsla.server.protocol import Message
+from dsla.server.text_bound import TextBound
+
+T = TypeVar("T")
+
+_THREADS = 2
+"""Texts that are tokenized at once, at most: a token takes some hundred bytes meanwhile."""
 
 
 class PromptReader:
@@ -18,11 +26,15 @@ class PromptReader:
     Args:
         tokenizer: Hugging Face fast tokenizer.
         context_length: tokens a prompt and its answer may have together.
+        names: bytes of its tokens, special ones too.
     """
 
-    def __init__(self, tokenizer: Any, context_length: int) -> None:
+    def __init__(self, tokenizer: Any, context_length: int, names: TokenBytes) -> None:
         self._tokenizer = tokenizer
         self._context_length = context_length
+        self._bound = TextBound(tokenizer, names)
+        # Not the event loop's own threads: whoever closes the engine needs one of those.
+        self._threads = ThreadPoolExecutor(_THREADS, "dsla-prompts")
 
     async def chat(self, messages: Sequence[Message], max_tokens: int | None) -> list[int]:
         """Token ids of a conversation, ready for the answer.
@@ -60,17 +72,20 @@ class PromptReader:
                 "messages. Leave out some"
             )
             raise ApiError(400, message, param="messages", code="context_length_exceeded")
-        return await asyncio.to_thread(lambda: self._encode(self._render(messages, generation_prompt), special))
+        return await self._aside(lambda: self._encode(self._render(messages, generation_prompt), special, "messages"))
 
     async def tokens(self, text: str, special: bool = True) -> list[int]:
-        """Token ids of a text, with the tokenizer's special tokens or without."""
-        # A long text takes seconds: other requests go on.
-        return await asyncio.to_thread(self._encode, text, special)
+        """Token ids of a text, with the tokenizer's special tokens or without.
+
+        Raises:
+            ApiError: it is so long that it cannot fit.
+        """
+        return await self._aside(lambda: self._encode(text, special, "prompt"))
 
     async def text(self, tokens: Sequence[int]) -> str:
         """Text of token ids, with that of special tokens."""
-        text: str = await asyncio.to_thread(
-            self._tokenizer.decode, tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        text: str = await self._aside(
+            lambda: self._tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         )
         return text
 
@@ -79,7 +94,17 @@ class PromptReader:
         names: list[str] = self._tokenizer.convert_ids_to_tokens(tokens)
         return names
 
-    def _encode(self, text: str, special: bool) -> list[int]:
+    async def _aside(self, work: Callable[[], T]) -> T:
+        """What `work` returns. A long text takes seconds: other requests go on."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _encode(self, text: str, special: bool, param: str) -> list[int]:
+        if self._bound.exceeded(text, self._context_length):
+            message = (
+                f"This model's maximum context length is {self._context_length} tokens, and '{param}' is too long to have "
+                "so few, whatever they are. Shorten it"
+            )
+            raise ApiError(400, message, param=param, code="context_length_exceeded")
         tokens: list[int] = self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
         return tokens
 
