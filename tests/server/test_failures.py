@@ -131,7 +131,7 @@ async def test_without_a_chat_template_chat_is_refused() -> None:
     tokenizer.chat_template = None
     engine = AsyncEngine(tiny_engine())
     transport = httpx.ASGITransport(build_app(engine, tokenizer, MODEL))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
         body = {"model": MODEL, "messages": [{"role": "user", "content": "fox"}]}
         response = await http.post("/v1/chat/completions", json=body)
     await anyio.to_thread.run_sync(engine.close)

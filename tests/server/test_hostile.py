@@ -86,7 +86,7 @@ BODIES: dict[str, bytes] = {
     "more than a body may have": b" " * (9 << 20),
 }
 
-HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
 TYPE = b"Content-Type: application/json\r\n"
 STREAM = json.dumps(GOOD["/v1/completions"] | {"stream": True}).encode()
 WIRE: dict[str, bytes] = {

@@ -130,6 +130,49 @@ async def test_without_keys_admin_is_not_for_proxies_and_pages_of_other_sites(
         assert (engine.state == "draining") == (status == 200)
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:8000",
+        "127.0.0.1.evil.example",
+        "10.0.0.7",
+        "0.0.0.0",
+        "localhost.evil.example",
+        "[x",
+        "",
+    ],
+)
+async def test_without_keys_a_name_of_another_site_opens_nothing(host: str) -> None:
+    async with app_of() as (engine, http):
+        http.headers["host"] = host
+        for path in ("/v1/models", "/metrics", "/openapi.json", "/admin/state", "/no-such-page"):
+            assert error(await http.get(path)) == (403, "forbidden")
+        for path in ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/admin/drain"):
+            assert error(await http.post(path, json=BODY)) == (403, "forbidden")
+        assert engine.state != "draining" and engine.stats()["asked_tokens"] == 0
+        for path in OPEN:
+            assert (await http.get(path)).status_code in (200, 503)
+        assert "--no-auth" in (await http.get("/v1/models")).text
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("host", ["localhost", "LocalHost:8000", "127.0.0.1:1", "127.8.8.8", "[::1]:8000"])
+async def test_without_keys_names_of_this_machine_open_the_api(host: str) -> None:
+    async with app_of() as (_, http):
+        assert (await http.post("/v1/completions", json=BODY, headers={"host": host})).status_code == 200
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("settings", [{"any_host": True}, KEYS], ids=["for everybody", "with keys"])
+async def test_any_name_will_do_for_everybody_or_with_a_key(settings: dict[str, Any]) -> None:
+    async with app_of(**settings) as (_, http):
+        http.headers.update({"host": "dsla.example", **(bearer(FIRST) if "api_keys" in settings else {})})
+        assert (await http.post("/v1/completions", json=BODY)).status_code == 200
+        assert error(await http.get("/admin/state")) == (403, "forbidden")
+
+
 def test_a_caller_is_named_and_never_by_the_key() -> None:
     keys = Keys((FIRST, SECOND), ADMIN)
     assert [keys.caller(f"bearer  {key}") for key in (FIRST, SECOND, ADMIN)] == ["key 1", "key 2", "admin"]

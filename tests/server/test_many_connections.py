@@ -25,7 +25,7 @@ async def stream(address: str, number: int, all_asked: asyncio.Barrier) -> bytes
     body = {"model": "tiny", "prompt": f"fox {number}", "max_tokens": TOKENS, "ignore_eos": True, "stream": True}
     content = json.dumps(body | {"stream_options": {"include_usage": True}}).encode()
     reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
     writer.write(b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(content) + content)
     await all_asked.wait()
     answer = await reader.read()

@@ -102,7 +102,12 @@ def serve(
         ),
     ] = None,
     no_auth: Annotated[
-        bool, typer.Option("--no-auth", help="Serve other machines without keys.", rich_help_panel=_HTTP)
+        bool,
+        typer.Option(
+            "--no-auth",
+            help="Serve everybody without keys: other machines, and under any host name.",
+            rich_help_panel=_HTTP,
+        ),
     ] = False,
     cors_origins: Annotated[
         list[str] | None,
@@ -179,6 +184,7 @@ def serve(
             raise ConfigError(f"{name} must be one of {', '.join(known)}, found {value!r}")
     settings = ServerSettings(
         api_keys=(*(api_keys or ()), *(read_keys(api_key_file) if api_key_file is not None else ())),
+        any_host=no_auth,
         admin_key=admin_key,
         max_body_bytes=parse_bytes(max_body, "--max-body"),
         max_answers=max_answers,

@@ -70,7 +70,10 @@ def access(settings: ServerSettings, local: bool, files: int | None = None) -> l
     if keys:
         api = f"{keys} API key{'s' * (keys > 1)}"
     else:
-        api = "no keys: open to " + ("all programs on this machine" if local else "all who reach it (--no-auth)")
+        reach = (
+            "all who reach it, under any host name (--no-auth)" if settings.any_host else "all programs on this machine"
+        )
+        api = f"no keys: open to {reach}"
     if settings.admin_key is not None:
         admin = "/admin needs the admin key"
     else:

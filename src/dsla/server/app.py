@@ -140,4 +140,4 @@ def _middleware(settings: ServerSettings, metrics: Metrics) -> list[Middleware]:
             )
         )
     keys = Keys(settings.api_keys, settings.admin_key)
-    return [*layers, Middleware(Gate, keys=keys), Middleware(Limits, settings=settings)]
+    return [*layers, Middleware(Gate, keys=keys, any_host=settings.any_host), Middleware(Limits, settings=settings)]

@@ -1,4 +1,4 @@
-"""Who may ask what: keys for the API, and a key of its own, or this machine, for `/admin`."""
+"""Who may ask what: keys for the API, or this machine's own names; a key of its own, or this machine, for `/admin`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ OPEN = frozenset({"/health", "/ready"}) | PAGES
 _ADMIN_TOO = frozenset({"/metrics"})
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
 
+# A page of another site can give its own name the address 127.0.0.1: its browser then takes this server for that site.
+_FOREIGN_NAME = (
+    "Without keys this server answers under names of its own machine only, as localhost or 127.0.0.1; "
+    "start it with an API key, or with --no-auth to serve everybody"
+)
+
 
 class Gate:
     """ASGI middleware that lets requests through, or answers 401 or 403.
@@ -26,10 +32,11 @@ class Gate:
     Args:
         app: what is behind the gate.
         keys: the keys.
+        any_host: whether those who need no key are answered under any host name.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
-        self._app, self._keys = app, keys
+    def __init__(self, app: ASGIApp, keys: Keys, any_host: bool) -> None:
+        self._app, self._keys, self._any_host = app, keys, any_host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request."""
@@ -49,6 +56,8 @@ class Gate:
                 raise ApiError(403, "The admin API is off: start the server with an admin key", code="forbidden")
             if for_admin:
                 _check_local(scope, headers)
+            elif not self._any_host and not _names_loopback(headers):
+                raise ApiError(403, _FOREIGN_NAME, code="forbidden")
             return
         Exchange.of(scope).caller = caller or ANYONE
         if caller is None:
@@ -69,13 +78,17 @@ def _check_local(scope: Scope, headers: Headers) -> None:
     """Without keys `/admin` is for programs and people on this machine: not for those a proxy on it speaks for, nor for
     pages of other sites in a browser on it, under whatever name these reach it.
     """
-    host = _split(f"//{headers.get('host', '')}").hostname or ""
     origin = headers.get("origin")
-    local = _is_loopback(scope["client"][0] if scope.get("client") else "") and _is_loopback(host)
+    local = _is_loopback(scope["client"][0] if scope.get("client") else "") and _names_loopback(headers)
     if not local or any(name in headers for name in _FORWARDED):
         raise ApiError(403, "The admin API answers to the server's own machine only", code="forbidden")
     if origin is not None and _split(origin).netloc != headers.get("host"):
         raise ApiError(403, "The admin API does not answer to pages of other sites", code="forbidden")
+
+
+def _names_loopback(headers: Headers) -> bool:
+    """Whether the host that a request names can only be this machine."""
+    return _is_loopback(_split(f"//{headers.get('host', '')}").hostname or "")
 
 
 def _split(url: str) -> SplitResult:

@@ -13,7 +13,8 @@ class ServerSettings:
     """Settings of the HTTP side.
 
     Attributes:
-        api_keys: any of them opens the API; none = it is open to everyone who reaches it.
+        api_keys: any of them opens the API; none = it is open to everyone who reaches it under a name of this machine.
+        any_host: whether, without API keys, it is open under any other host name too.
         admin_key: opens `/admin`; None = `/admin` answers to this machine only, and not at all where there are API keys.
         max_body_bytes: bytes of a request's body, at most; longer ones are answered 413. Those of all open requests together
             may have 32 times as many; what comes beyond is answered 429.
@@ -28,6 +29,7 @@ class ServerSettings:
     """
 
     api_keys: tuple[str, ...] = ()
+    any_host: bool = False
     admin_key: str | None = None
     max_body_bytes: int = 8 << 20
     max_answers: int = MAX_PROMPTS
