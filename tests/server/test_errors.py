@@ -214,9 +214,26 @@ def test_numbers_must_be_finite(served: Served, value: str) -> None:
     check(response, 400, "temperature", "invalid_value")
 
 
-def test_other_content_types_are_refused(served: Served) -> None:
-    response = served.http.post(TEXT, content=b'{"model": "x"}', headers={"content-type": "text/plain"})
-    assert "application/json" in check(response, 400, None, None)
+@pytest.mark.parametrize("headers", [{}, {"content-type": ""}, {"content-type": "text/plain"}], ids=str)
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (TEXT, TEXT_BODY),
+        (CHAT, CHAT_BODY),
+        ("/tokenize", {"prompt": "fox"}),
+        ("/detokenize", {"tokens": [1]}),
+        ("/admin/level", {"level": 1}),
+        ("/admin/drain", {"draining": True}),
+    ],
+)
+def test_bodies_that_do_not_say_they_are_json_are_refused(
+    served: Served, path: str, body: dict[str, Any], headers: dict[str, str]
+) -> None:
+    response = served.http.post(path, content=json.dumps(body).encode(), headers=headers)
+    assert response.request.headers.get("content-type", "") == headers.get("content-type", "")
+    assert "'Content-Type: application/json'" in check(response, 400, None, None)
+    stats = served.stats()
+    assert (stats["state"], stats["level"]) == ("ready", None)
 
 
 def test_unknown_urls_and_methods(served: Served) -> None:

@@ -91,6 +91,7 @@ def build_app(engine: AsyncEngine, tokenizer: Any, model_name: str, settings: Se
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        strict_content_type=True,  # a page of any site can send a body without a type, unasked
         lifespan=lifespan,
         responses=_ERRORS,
         middleware=_middleware(settings, metrics),
