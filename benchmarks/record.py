@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 import subprocess
 import sys
@@ -15,6 +13,7 @@ import torch
 import transformers
 
 import dsla
+from dsla.convert.adapter import layers_hash, read_manifest
 
 RESULTS = Path(__file__).parent / "results"
 INSTRUCTIONS = {
@@ -52,9 +51,8 @@ def origin() -> dict[str, Any]:
 
 
 def digest(adapter: Path) -> str:
-    """One hash of all layers of an adapter, from its manifest."""
-    layers = json.loads((adapter / "manifest.json").read_text(encoding="utf-8"))["layers"]
-    return hashlib.sha256("".join(entry["sha256"] for entry in layers.values()).encode()).hexdigest()
+    """One hash of all layers of an adapter."""
+    return layers_hash(read_manifest(adapter)["layers"])
 
 
 def _processor() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import Any
 
@@ -70,6 +71,7 @@ class Visit:
             httpx.get(f"{address}/v1/models").json(),
             httpx.post(f"{address}/v1/completions", json=body).json(),
             httpx.get(f"{address}/admin/state").json(),
+            httpx.get(f"{address}/admin/plan").json(),
         ]
         self._server.should_exit = True
         thread.join()
@@ -79,10 +81,11 @@ def test_serve_prints_what_is_active_and_serves(folders: tuple[str, str], monkey
     visit = Visit(monkeypatch)
     result = dsla("serve", folders[0], "--adapter", folders[1], "--port", "0", "--memory", "8MiB", "--page-tokens", "8")
     assert result.exit_code == 0, result.output
-    models, answer, state = visit.answers
+    models, answer, state, plan = visit.answers
     assert models["data"][0]["id"] == "tiny"
     assert answer["dsla"]["levels"] == [[0, 0]]
     assert state["stats"]["max_level"] == 3
+    assert plan["adapter"]["name"] == "adapter" and re.fullmatch("[0-9a-f]{64}", plan["adapter"]["sha256"])
     for text in (
         "tiny, 4 layers, float32",
         "adapter, 3 of 4 layers",
@@ -102,6 +105,7 @@ def test_serve_at_a_fixed_level_without_adapter(folders: tuple[str, str], monkey
     assert visit.answers[1]["dsla"]["levels"] == [[0, 2]]
     result = dsla("serve", folders[0], "--port", "0", "--memory", "8MiB")
     assert "none ships with this model" in result.stdout
+    assert visit.answers[3]["adapter"] is None
 
 
 def test_serve_finds_a_port_in_use_before_it_loads_anything(monkeypatch: pytest.MonkeyPatch) -> None:

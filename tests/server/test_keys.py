@@ -48,7 +48,7 @@ def bearer(key: str) -> dict[str, str]:
 )
 async def test_without_the_right_key_everything_but_probes_is_401(headers: Any) -> None:
     async with app_of(**KEYS) as (_, http):
-        for path in (*GUARDED, "/admin/state"):
+        for path in (*GUARDED, "/admin/state", "/admin/plan"):
             response = await http.get(path, headers=headers)
             assert error(response) == (401, "invalid_api_key")
             assert response.json()["error"]["type"] == "invalid_request_error"
@@ -68,7 +68,7 @@ async def test_every_api_key_opens_the_api_and_not_the_admin_api(key: str) -> No
         assert (await http.post("/v1/completions", json=BODY)).status_code == 200
         for path in ("/v1/models", "/metrics", "/openapi.json"):
             assert (await http.get(path)).status_code == 200
-        for path in ("/admin/state", "/admin/events", "/admin", "/admin/nothing"):
+        for path in ("/admin/state", "/admin/events", "/admin/plan", "/admin", "/admin/nothing"):
             assert error(await http.get(path)) == (403, "forbidden")
         for path in ("/admin/level", "/admin/drain", "/admin/cancel/x"):
             assert error(await http.post(path, json={})) == (403, "forbidden")
@@ -79,7 +79,7 @@ async def test_every_api_key_opens_the_api_and_not_the_admin_api(key: str) -> No
 async def test_the_admin_key_opens_the_admin_api_from_anywhere_and_not_the_api() -> None:
     async with app_of(client="203.0.113.9", **KEYS) as (_, http):
         http.headers.update(bearer(ADMIN))
-        for path in ("/admin/state", "/metrics"):
+        for path in ("/admin/state", "/admin/plan", "/metrics"):
             assert (await http.get(path, headers={"host": "example.org"})).status_code == 200
         assert error(await http.post("/v1/completions", json=BODY)) == (403, "forbidden")
 

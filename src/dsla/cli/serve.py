@@ -224,7 +224,9 @@ def serve(
                     slo_tpot=slo_tpot,
                 )
             )
-            app = build_app(AsyncEngine(service.engine), service.tokenizer, service.model_name, settings)
+            app = build_app(
+                AsyncEngine(service.engine), service.tokenizer, service.model_name, settings, service.adapter
+            )
         rows = [*summary(service), *access(settings, local, files)]
         width = max(len(name) for name, _ in rows)
         typer.echo("\n".join(f"  {name:<{width}}  {text}" for name, text in rows))

@@ -8,6 +8,7 @@ manifest.json           name and hash of every layer file, and how it was made: 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +38,13 @@ class Adapter:
         plan: its plan.
         mixers: layer -> mixer, in the plan's order; a prefix of it where conversion has not finished.
         path: where it was read from.
+        sha256: one hash of all its layers.
     """
 
     plan: Plan
     mixers: dict[int, DslaMixer]
     path: Path
+    sha256: str
 
     @property
     def max_level(self) -> int:
@@ -151,6 +154,11 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest  # type: ignore[no-any-return]
 
 
+def layers_hash(layers: dict[str, Any]) -> str:
+    """One hash of all layers of an adapter, from its manifest's entries of them."""
+    return hashlib.sha256("".join(entry["sha256"] for entry in layers.values()).encode()).hexdigest()
+
+
 def load_adapter(
     directory: Path,
     shape: AttentionShape,
@@ -191,7 +199,7 @@ def load_adapter(
         entry = layers[str(layer)]
         _load_layer(directory / listed_file(str(layer), entry), entry["sha256"], mixer)
         mixers[layer] = cast(mixer, dtype).to(device).eval().requires_grad_(False)
-    return Adapter(plan, mixers, directory)
+    return Adapter(plan, mixers, directory, layers_hash(layers))
 
 
 def cast(mixer: DslaMixer, dtype: torch.dtype) -> DslaMixer:

@@ -1,4 +1,4 @@
-"""`/admin`: the engine's state and events, the level set by hand, draining, cancelling. `Gate` says who may ask."""
+"""`/admin`: the engine's state, events and plan, the level set by hand, draining, cancelling. `Gate` says who may ask."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
+from dsla.convert.adapter import Adapter
 from dsla.engine import AsyncEngine
 from dsla.errors import EngineError
 from dsla.server.errors import ApiError, unavailable
+from dsla.server.plan import plan_of
 from dsla.server.protocol import DrainRequest, LevelRequest
-from dsla.server.responses import AdminEvents, AdminState, Cancelled
+from dsla.server.responses import AdminEvents, AdminPlan, AdminState, Cancelled
 
 EventsAfter = Annotated[
     int, Query(ge=0, description="leave out so many events, the oldest of all: event_count of an earlier answer")
@@ -21,14 +23,16 @@ Waiting = Annotated[
 _WAITING = 20
 
 
-def admin_routes(engine: AsyncEngine, model_name: str) -> APIRouter:
+def admin_routes(engine: AsyncEngine, model_name: str, adapter: Adapter | None) -> APIRouter:
     """The routes.
 
     Args:
         engine: the engine.
         model_name: name of its model.
+        adapter: where its mixers come from, if that is known.
     """
     router = APIRouter(prefix="/admin")
+    its_plan = plan_of(engine.engine.decoder, model_name, adapter)
 
     @router.get("/state")
     async def state(events_after: EventsAfter = 0, waiting: Waiting = _WAITING) -> AdminState:
@@ -38,6 +42,10 @@ def admin_routes(engine: AsyncEngine, model_name: str) -> APIRouter:
     async def events(events_after: EventsAfter = 0) -> AdminEvents:
         stats = engine.stats(events_after, most_waiting=0)
         return AdminEvents(now=stats["now"], event_count=stats["event_count"], events=stats["events"])
+
+    @router.get("/plan")
+    async def plan() -> AdminPlan:
+        return its_plan
 
     @router.post("/level")
     def level(body: LevelRequest) -> AdminState:

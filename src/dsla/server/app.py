@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from dsla import __version__
+from dsla.convert.adapter import Adapter
 from dsla.engine import AsyncEngine
 from dsla.server.access import Access
 from dsla.server.admin import admin_routes
@@ -65,7 +66,13 @@ class Application(FastAPI):
         return schema
 
 
-def build_app(engine: AsyncEngine, tokenizer: Any, model_name: str, settings: ServerSettings | None = None) -> FastAPI:
+def build_app(
+    engine: AsyncEngine,
+    tokenizer: Any,
+    model_name: str,
+    settings: ServerSettings | None = None,
+    adapter: Adapter | None = None,
+) -> FastAPI:
     """The application of one model.
 
     Args:
@@ -73,6 +80,7 @@ def build_app(engine: AsyncEngine, tokenizer: Any, model_name: str, settings: Se
         tokenizer: Hugging Face fast tokenizer of the model.
         model_name: name that requests ask for.
         settings: keys, limits and other origins. Default: no keys.
+        adapter: where the engine's mixers come from, for `/admin/plan`.
 
     Raises:
         ModelError: if the tokenizer is not supported.
@@ -122,7 +130,7 @@ def build_app(engine: AsyncEngine, tokenizer: Any, model_name: str, settings: Se
     app.include_router(openai_routes(engine, prompts, schemas, table, names, model_name, settings))
     app.include_router(token_routes(prompts, model_name, decoder.max_tokens, decoder.vocab_size))
     app.include_router(operations_routes(engine, metrics))
-    app.include_router(admin_routes(engine, model_name))
+    app.include_router(admin_routes(engine, model_name, adapter))
     app.include_router(page_routes())
     return app
 

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from dsla.mixers import DslaConfig
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -190,6 +192,39 @@ class Cancelled(BaseModel):
     """Answer of `POST /admin/cancel/ID`: the engine's names of what was ended."""
 
     cancelled: list[str]
+
+
+class LayerBytes(BaseModel):
+    """Memory of a request in one layer: bytes for each of its tokens, and bytes that do not grow with it."""
+
+    per_token: int
+    fixed: int
+
+
+class AdapterCard(BaseModel):
+    """An adapter: the name of its folder, and one SHA-256 of all its layers."""
+
+    name: str
+    sha256: str
+
+
+class AdminPlan(BaseModel):
+    """Answer of `GET /admin/plan`. Level k converts the first k layers of `order`.
+
+    `foldable` says whether layers of running requests can be converted, `mixer` how converted layers mix tokens.
+    `kept_bytes` are a layer's memory of a request before it is converted, `converted_bytes` after. `mixer` and
+    `converted_bytes` are null where no layer can be converted.
+    """
+
+    model: str
+    layers: int
+    order: list[int]
+    max_level: int
+    foldable: bool
+    mixer: DslaConfig | None
+    adapter: AdapterCard | None
+    kept_bytes: LayerBytes
+    converted_bytes: LayerBytes | None
 
 
 class AdminState(BaseModel):
