@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,6 +46,23 @@ def until(page: Any, expression: str) -> None:
 def row(name: str) -> str:
     """Selector of the row of a request with this `X-Request-Id`."""
     return f'tr[data-request^="{name}~"]'
+
+
+def say(page: Any, text: str) -> None:
+    """Sends a message in the playground."""
+    page.fill("#prompt", text)
+    page.keyboard.press("Enter")
+
+
+def serious(page: Any) -> list[tuple[str, list[str]]]:
+    """What axe finds that keeps people from using the page."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    found = axe.Axe().run(page).response["violations"]
+    return [
+        (each["id"], [node["html"] for node in each["nodes"]])
+        for each in found
+        if each["impact"] in ("serious", "critical")
+    ]
 
 
 def overflow(page: Any) -> int:
@@ -156,6 +174,85 @@ def test_an_answer_is_stopped_and_a_chat_begins_anew(page: Any, site: Site) -> N
     assert page.locator("#messages > *").count() == 0
 
 
+def test_a_new_chat_during_an_answer_knows_nothing_of_it(page: Any, site: Site) -> None:
+    asked: list[list[str]] = []
+
+    def note(request: Any) -> None:
+        if request.url.endswith("/v1/chat/completions"):
+            asked.append([message["content"] for message in json.loads(request.post_data)["messages"]])
+
+    page.on("request", note)
+    page.goto(site.address)
+    page.fill("#max-tokens", "3000")
+    say(page, "fox")
+    page.locator(".part").first.wait_for()
+    page.click("#new-chat")
+    assert page.locator("#messages > *").count() == 0
+    assert page.locator("#send").is_enabled() and page.locator("#stop").is_disabled()
+    page.fill("#max-tokens", "2")
+    say(page, "dog")
+    see(page, ".note", "Computed at")
+    say(page, "cat")
+    until(page, "[...document.querySelectorAll('.note')].filter((node) => node.textContent).length === 2")
+    assert page.locator(".question").all_text_contents() == ["dog", "cat"]
+    assert [(each[0], len(each)) for each in asked] == [("fox", 1), ("dog", 1), ("dog", 3)]
+    until(page, "document.querySelectorAll('#requests tr').length === 0")
+
+
+def test_an_answer_goes_on_while_the_state_is_not_told(page: Any, site: Site) -> None:
+    page.goto(site.address)
+    see(page, "#status", "Live")
+    page.fill("#max-tokens", "200")
+    say(page, "fox")
+    page.locator(".part").first.wait_for()
+    page.route("**/admin/state*", lambda route: route.abort())
+    see(page, "#status", "The server does not answer since")
+    assert page.locator("#send").is_disabled(), "the answer has ended too early to tell"
+    see(page, ".note", "Computed at level 0")
+
+
+def test_whoever_reads_further_up_is_left_there(page: Any, site: Site) -> None:
+    page.set_viewport_size(PHONE)
+    page.goto(site.address)
+    page.fill("#max-tokens", "3000")
+    say(page, "fox")
+    box = "document.getElementById('messages')"
+    rest = f"{box}.scrollHeight - {box}.scrollTop - {box}.clientHeight"
+    until(page, f"{box}.scrollHeight > {box}.clientHeight + 50")
+    until(page, f"{rest} < 1")
+    page.evaluate(f"() => {{ {box}.scrollTop = 10; }}")
+    height = page.evaluate(f"() => {box}.scrollHeight")
+    until(page, f"{box}.scrollHeight > {height}")
+    assert page.evaluate(f"() => {box}.scrollTop") == 10
+    page.evaluate(f"() => {{ {box}.scrollTop = {box}.scrollHeight; }}")
+    height = page.evaluate(f"() => {box}.scrollHeight")
+    until(page, f"{box}.scrollHeight > {height} && {rest} < 1")
+    page.click("#stop")
+
+
+@pytest.mark.parametrize("noticed", [True, False], ids=["noticed", "unnoticed"])
+def test_a_server_that_comes_back_with_another_model_is_asked_for_that(page: Any, site: Site, noticed: bool) -> None:
+    page.goto(site.address)
+    page.fill("#max-tokens", "2")
+    say(page, "fox")
+    see(page, ".note", "Computed at")
+    if not noticed:
+        page.route("**/admin/state*", lambda route: route.fulfill(status=403, json={"error": {"message": "not now"}}))
+    site.stop()
+    if noticed:
+        see(page, "#status", "The server does not answer since")
+    site.model = "tiny/other"
+    site.start()
+    if noticed:
+        see(page, "h1", "tiny/other")
+    else:
+        say(page, "dog")
+        see(page, ".note", "There is no answer: The requested model does not exist; this server has 'tiny/other'")
+    page.click("#new-chat")
+    say(page, "cat")
+    see(page, ".note", "Computed at")
+
+
 def test_it_says_that_the_server_is_gone_and_goes_on_when_it_is_back(page: Any, site: Site) -> None:
     page.goto(site.address)
     see(page, "#status", "Live")
@@ -172,6 +269,15 @@ def test_admin_and_api_keys_are_asked_for_and_stay_in_the_tab(page: Any) -> None
     with Site(MODEL, slow_engine, api_keys=(KEY,), admin_key=ADMIN) as site:
         page.goto(site.address)
         see(page, "#status", "The server asks for the admin key")
+        for none in ("sk-schlüssel", "“sk-admin-0123456789”", "two words"):
+            page.fill("#admin-key", none)
+            page.keyboard.press("Enter")
+            see(page, "#admin-key-error", "This is no key")
+            assert page.locator("#admin-key-form").is_visible() and page.locator("#admin-key").input_value() == ""
+            page.fill("#admin-key", "sk-wrong")
+            page.keyboard.press("Enter")
+            see(page, "#admin-key-why", "Incorrect API key")
+            assert page.locator("#admin-key-error").text_content() == ""
         page.fill("#admin-key", KEY)
         page.keyboard.press("Enter")
         see(page, "#admin-key-why", "This key is not for here")
@@ -183,7 +289,10 @@ def test_admin_and_api_keys_are_asked_for_and_stay_in_the_tab(page: Any) -> None
         page.fill("#prompt", "fox")
         page.keyboard.press("Enter")
         see(page, "#api-key-why", "No API key was given")
-        page.fill("#api-key", KEY)
+        page.fill("#api-key", "sk-schlüssel")
+        page.keyboard.press("Enter")
+        see(page, "#api-key-error", "This is no key")
+        page.fill("#api-key", f" {KEY} ")
         page.keyboard.press("Enter")
         see(page, ".note", "Computed at level 0")
         assert page.evaluate("() => Object.values(sessionStorage).sort()") == sorted([KEY, ADMIN])
@@ -201,7 +310,6 @@ def test_names_are_text_and_never_html(page: Any) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [None, PHONE], ids=["desk", "phone"])
 def test_axe_finds_nothing_serious(page: Any, site: Site, scheme: str, size: Any) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
     if size:
         page.set_viewport_size(size)
@@ -213,10 +321,31 @@ def test_axe_finds_nothing_serious(page: Any, site: Site, scheme: str, size: Any
         page.fill("#prompt", "fox")
         page.keyboard.press("Enter")
         see(page, ".note", "Computed at")
-        found = axe.Axe().run(page).response["violations"]
+        assert serious(page) == []
         assert overflow(page) <= 0
-    serious = [each for each in found if each["impact"] in ("serious", "critical")]
-    assert [(each["id"], [node["html"] for node in each["nodes"]]) for each in serious] == []
+    site.stop()
+    see(page, "#status", "The server does not answer since")
+    assert serious(page) == []
+    assert overflow(page) <= 0
+    site.start()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [None, PHONE], ids=["desk", "phone"])
+def test_axe_finds_nothing_serious_in_the_forms_for_keys(page: Any, scheme: str, size: Any) -> None:
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    if size:
+        page.set_viewport_size(size)
+    with Site(MODEL, slow_engine, api_keys=(KEY,), admin_key=ADMIN) as site:
+        page.goto(site.address)
+        see(page, "#admin-key-why", "No API key was given")
+        say(page, "fox")
+        see(page, "#api-key-why", "No API key was given")
+        page.fill("#api-key", "sk-schlüssel")
+        page.keyboard.press("Enter")
+        see(page, "#api-key-error", "This is no key")
+        assert serious(page) == []
+        assert overflow(page) <= 0
 
 
 def test_the_theme_is_chosen_and_kept(page: Any, site: Site) -> None:

@@ -10,7 +10,7 @@ import { hideKey, setUpKey, wantKey } from "./keys.js";
 import { Overview } from "./layers.js";
 import { levelChart, setUpLevel, showLevel } from "./level.js";
 import { memoryChart, showMemory } from "./memory.js";
-import { setUpPlayground } from "./playground.js";
+import { forgetModel, setUpPlayground } from "./playground.js";
 import { poll } from "./poll.js";
 import { showRequests } from "./requests.js";
 import { setUpTheme } from "./theme.js";
@@ -84,6 +84,7 @@ function onFailure(error) {
     return;
   }
   goneSince ??= now;
+  forgetModel();
   status("gone", `The server does not answer since ${clock(goneSince)}. Asking again by itself; what is shown is from before.`);
 }
 

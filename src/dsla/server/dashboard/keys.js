@@ -3,13 +3,24 @@
 import { hasKey, setKey } from "./api.js";
 import { byId, setText } from "./dom.js";
 
+// What a key is made of: printable ASCII. `fetch` throws where a header holds other characters, as if nobody answered.
+const KEY = /^[!-~]+$/;
+const NO_KEY = "This is no key: keys have no spaces, and only characters of ASCII. Copy it again, with nothing around it.";
+
 export function setUpKey(kind, onKey) {
   const form = byId(`${kind}-key-form`);
   const field = byId(`${kind}-key`);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    setKey(kind, field.value.trim());
+    const key = field.value.trim();
+    const fits = KEY.test(key);
     field.value = "";
+    setText(byId(`${kind}-key-error`), fits ? "" : NO_KEY);
+    if (!fits) {
+      field.focus();
+      return;
+    }
+    setKey(kind, key);
     form.hidden = true;
     onKey();
   });

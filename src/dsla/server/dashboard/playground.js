@@ -8,16 +8,24 @@ import { events } from "./sse.js";
 
 const TEMPERATURE = 0.7;
 
-let messages = [];
+// Within so many pixels of its end, the reader of a text is at its end.
+const END = 8;
+
+// One conversation: what was said, and what stops the answer that is being written. An answer that comes late belongs to its own.
+class Chat {
+  messages = [];
+  running = null;
+}
+
+let chat = new Chat();
 let model = null;
-let running = null;
 
 export function setUpPlayground() {
   const form = byId("chat-form");
   const prompt = byId("prompt");
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    if (running === null && prompt.value.trim()) talk(prompt.value.trim());
+    if (chat.running === null && prompt.value.trim()) talk(chat, prompt.value.trim());
   });
   prompt.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
@@ -25,47 +33,58 @@ export function setUpPlayground() {
       form.requestSubmit();
     }
   });
-  byId("stop").addEventListener("click", () => running?.abort());
+  byId("stop").addEventListener("click", () => chat.running?.abort());
   byId("new-chat").addEventListener("click", () => {
-    running?.abort();
-    messages = [];
+    chat.running?.abort();
+    chat = new Chat();
     byId("messages").replaceChildren();
+    busy(false);
     prompt.focus();
   });
   setUpKey("api", () => form.requestSubmit());
 }
 
-async function talk(text) {
-  const asked = [...messages, { role: "user", content: text }];
+// The server may be another one when it is back, with another model.
+export function forgetModel() {
+  model = null;
+}
+
+async function talk(mine, text) {
+  const asked = [...mine.messages, { role: "user", content: text }];
   const question = make("p", { className: "question", textContent: text });
   const answer = new Answer();
-  byId("messages").append(question, answer.node);
+  const box = byId("messages");
+  box.append(question, answer.node);
+  box.scrollTop = box.scrollHeight;
   byId("prompt").value = "";
-  running = new AbortController();
+  mine.running = new AbortController();
   busy(true);
   try {
-    await stream(asked, answer, running.signal);
-    messages = [...asked, { role: "assistant", content: answer.text }];
+    await stream(asked, answer, mine.running.signal);
+    mine.messages = [...asked, { role: "assistant", content: answer.text }];
   } catch (error) {
+    if (error.status === 404) forgetModel();
+    if (mine !== chat) return;
     if (error instanceof Refused && wantKey("api", error)) {
       question.remove();
       answer.node.remove();
       byId("prompt").value = text;
     } else {
       answer.end(error.name === "AbortError" ? "Stopped." : `There is no answer: ${error.message}`);
-      if (answer.text) messages = [...asked, { role: "assistant", content: answer.text }];
+      if (answer.text) mine.messages = [...asked, { role: "assistant", content: answer.text }];
     }
   } finally {
-    running = null;
-    busy(false);
+    mine.running = null;
+    if (mine === chat) busy(false);
   }
 }
 
 async function stream(asked, answer, signal) {
   model ??= (await (await ask("api", "v1/models", { signal })).json()).data[0];
+  const { id, max_level: top } = model;
   const quality = byId("quality").value;
   const body = {
-    model: model.id,
+    model: id,
     messages: asked,
     max_tokens: Number(byId("max-tokens").value) || 256,
     temperature: TEMPERATURE,
@@ -80,7 +99,7 @@ async function stream(asked, answer, signal) {
     const chunk = JSON.parse(data);
     if (chunk.error) throw new Error(chunk.error.message);
     const text = chunk.choices[0]?.delta.content;
-    if (text) answer.add(text, chunk.dsla.levels.at(-1)[1], model.max_level);
+    if (text) answer.add(text, chunk.dsla.levels.at(-1)[1], top);
     if (chunk.usage) answer.finish(chunk.usage, chunk.dsla);
   }
 }
@@ -107,14 +126,16 @@ class Answer {
   add(text, level, top) {
     this.first ??= performance.now();
     this.text += text;
-    if (this.part?.dataset.level !== `${level}`) {
-      this.part = make("span", { className: "part" });
-      this.part.dataset.level = level;
-      this.part.style.setProperty("--share", top ? level / top : 0);
-      this.body.append(make("span", { className: "chip", textContent: `level ${level}` }), this.part);
-    }
-    this.part.append(text);
-    this.end("");
+    following(() => {
+      if (this.part?.dataset.level !== `${level}`) {
+        this.part = make("span", { className: "part" });
+        this.part.dataset.level = level;
+        this.part.style.setProperty("--share", top ? level / top : 0);
+        this.body.append(make("span", { className: "chip", textContent: `level ${level}` }), this.part);
+      }
+      this.part.append(text);
+      setText(this.note, "");
+    });
   }
 
   finish(usage, { levels, folded_tokens: folded }) {
@@ -128,8 +149,14 @@ class Answer {
   }
 
   end(note) {
-    setText(this.note, note);
-    const box = byId("messages");
-    box.scrollTop = box.scrollHeight;
+    following(() => setText(this.note, note));
   }
+}
+
+// Changes the messages. Whoever reads their end goes on reading it; whoever has scrolled up is left in peace.
+function following(change) {
+  const box = byId("messages");
+  const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < END;
+  change();
+  if (atEnd) box.scrollTop = box.scrollHeight;
 }
