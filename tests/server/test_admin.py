@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import anyio
@@ -9,6 +10,7 @@ import httpx
 import pytest
 
 from tests.server.asgi import BODY, ENDLESS, app_of, error, until
+from tests.server.tiny import tiny_engine
 
 pytestmark = pytest.mark.anyio
 
@@ -80,6 +82,27 @@ async def test_a_request_is_cancelled_by_its_id_or_by_one_of_its_answers(by: str
         others = [each for each in names if each.startswith("mine.too~")]
         await until(lambda: [request["id"] for request in engine.stats()["requests"]] == others)
         await http.post("/admin/cancel/mine.too")
+
+
+async def test_all_answers_of_a_request_are_cancelled_in_one_step_or_two() -> None:
+    engine, steps = tiny_engine(), 0
+    step = engine.step
+
+    def slow() -> Any:
+        nonlocal steps
+        steps += 1
+        time.sleep(0.05)
+        return step()
+
+    engine.step = slow  # type: ignore[method-assign]
+    async with app_of(engine) as (running, http), anyio.create_task_group() as group:
+        body = ENDLESS | {"n": 16}
+        group.start_soon(lambda: http.post("/v1/completions", json=body, headers={"x-request-id": "mine"}))
+        await until(lambda: running.stats()["running"] == 16)
+        before = steps
+        response = await http.post("/admin/cancel/mine")
+        assert len(response.json()["cancelled"]) == 16
+        assert steps - before <= 6
 
 
 @pytest.mark.parametrize("name", ["nobody", "mine~9", "%F0%9F%A6%86"])

@@ -143,6 +143,14 @@ class AsyncEngine:
         self.engine.check_level(level)
         self._ask(lambda: self.engine.set_level(level))
 
+    def cancel_all(self, request_ids: Sequence[str]) -> list[str]:
+        """Ends requests at one step boundary, as `cancel` does one; which of them were open.
+
+        Raises:
+            EngineError: if the engine has stopped.
+        """
+        return self._ask(lambda: [name for name in request_ids if self.engine.cancel(name)])
+
     def stats(self, events_after: int | None = 0, most_waiting: int | None = None) -> dict[str, Any]:
         """As `Engine.stats`, with `healthy` and `state`."""
         return {**self.engine.stats(events_after, most_waiting), "healthy": self.healthy, "state": self.state}

@@ -67,7 +67,7 @@ def admin_routes(engine: AsyncEngine, model_name: str, adapter: Adapter | None) 
         """Ends what a request with this `X-Request-Id` has open, or the one answer that has this name in the state."""
         names = [name for name in engine.engine.open_ids if request_id in (name, name.partition("~")[0])]
         try:
-            ended = [name for name in names if engine.cancel(name)]
+            ended = engine.cancel_all(names) if names else []
         except EngineError as error:
             raise unavailable() from error
         if not ended:
