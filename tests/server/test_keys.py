@@ -194,6 +194,11 @@ def test_keys_from_a_file(tmp_path: Path) -> None:
         read_keys(str(tmp_path / "nowhere"))
 
 
+@pytest.mark.parametrize("origin", ["*", "https://example.org", "http://localhost:3000", "http://[::1]:8080"])
+def test_origins_as_browsers_write_them(origin: str) -> None:
+    assert ServerSettings(cors_origins=(origin,)).cors_origins == (origin,)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -208,7 +213,18 @@ def test_keys_from_a_file(tmp_path: Path) -> None:
         ({"max_answers": 257}, "max_answers must be at most 256"),
         ({"max_concurrent": 0}, "max_concurrent must be at least 1"),
         ({"request_seconds": 0.0}, "request_seconds must be positive"),
-        ({"cors_origins": ("example.org",)}, "an origin is written as https://example.org"),
+        (
+            {"cors_origins": ("example.org",)},
+            "an origin is written as https://example.org or \\*, found 'example.org'$",
+        ),
+        ({"cors_origins": ("https://a.org", "https://b.org/")}, "found 'https://b.org/': give 'https://b.org'"),
+        ({"cors_origins": ("https://b.org:8443/a?b#c",)}, "give 'https://b.org:8443'"),
+        ({"cors_origins": ("HTTPS://B.org:443",)}, "give 'https://b.org'"),
+        ({"cors_origins": ("http://me@[::1]:80",)}, r"give 'http://\[::1\]'"),
+        ({"cors_origins": ("ftp://b.org",)}, "an origin is written"),
+        ({"cors_origins": ("https://",)}, "an origin is written"),
+        ({"cors_origins": ("https://b.org:port",)}, "an origin is written"),
+        ({"cors_origins": ("https://[b",)}, "an origin is written"),
     ],
     ids=str,
 )

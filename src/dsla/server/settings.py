@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from dsla.errors import ConfigError
 from dsla.server.protocol import MAX_PROMPTS
+
+_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True)
@@ -56,5 +59,22 @@ class ServerSettings:
         if self.request_seconds is not None and not self.request_seconds > 0:
             raise ConfigError(f"request_seconds must be positive, found {self.request_seconds}")
         for origin in self.cors_origins:
-            if origin != "*" and not origin.startswith(("http://", "https://")):
-                raise ConfigError(f"an origin is written as https://example.org or *, found {origin!r}")
+            written = _as_browsers_write(origin)
+            if origin != written:
+                hint = f": give {written!r}" if written else ""
+                raise ConfigError(f"an origin is written as https://example.org or *, found {origin!r}{hint}")
+
+
+def _as_browsers_write(origin: str) -> str | None:
+    """An origin as it stands in the header, which must be equal: scheme, host, and port unless it is the usual one."""
+    if origin == "*":
+        return origin
+    try:
+        parts = urlsplit(origin)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return None
+    if parts.scheme not in _PORTS or not host or not host.isascii():
+        return None
+    name = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{name}" + (f":{port}" if port not in (None, _PORTS[parts.scheme]) else "")
