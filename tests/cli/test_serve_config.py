@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from dsla.cli.app import build
 from dsla.errors import ConfigError
+from dsla.server.run import DRAIN_SECONDS
 
 KEY, OTHER = "sk-0123456789abcdef", "sk-fedcba9876543210"
 
@@ -72,6 +73,15 @@ def test_flags_win_over_environment_over_file_over_defaults(config: Path, monkey
     assert shown("--config", config, "from/flag")["model"] == ("from/flag", "flag")
 
 
+def test_the_time_to_end_answers_is_a_setting_as_all_others(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown()["drain-seconds"] == (DRAIN_SECONDS, "default")
+    config.write_text("drain-seconds: 0\n")
+    assert shown("--config", config)["drain-seconds"] == (0.0, f"file {config}")
+    monkeypatch.setenv("DSLA_DRAIN_SECONDS", "2.5")
+    assert shown("--config", config)["drain-seconds"] == (2.5, "environment, DSLA_DRAIN_SECONDS")
+    assert shown("--drain-seconds", 3)["drain-seconds"] == (3.0, "flag")
+
+
 def test_the_file_may_be_named_in_the_environment(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config.write_text("port: 1\n")
     monkeypatch.setenv("DSLA_CONFIG", str(config))
@@ -112,6 +122,8 @@ def test_what_is_shown_is_a_file_that_gives_the_same(config: Path) -> None:
         ("xyzzy: 1", "unknown key 'xyzzy': the nearest one is"),
         ("port: many", "port: .*integer.*, found 'many'"),
         ("port: 70000", "port: .*65535.*, found '70000'"),
+        ("drain-seconds: -1", "drain-seconds: .*, found '-1'"),
+        ("drain-seconds: inf", "drain-seconds: .*86400.*, found 'inf'"),
         ("port: [1, 2]", "port: expected one value, found a list"),
         ("port: {a: 1}", "port: expected one value, found keys and values"),
         ("api-key: {a: 1}", "api-key: expected values, found keys and values"),
@@ -175,6 +187,7 @@ def test_names_of_others_in_the_environment_are_left_alone(monkeypatch: pytest.M
         (("--api-key-file", "/no/such/file"), "key file /no/such/file cannot be read"),
         (("--cors-origin", "example.org"), "an origin is written as https://example.org"),
         (("--max-body", "lots"), "--max-body: expected a size"),
+        (("--cors-origin", "https://example.org/"), "found 'https://example.org/': give 'https://example.org'"),
         (("--log-format", "xml"), "--log-format must be one of text, json, found 'xml'"),
         (("--log-level", "loud"), "--log-level must be one of debug, info, warning, error, found 'loud'"),
     ],

@@ -133,6 +133,15 @@ def serve(
     request_timeout: Annotated[
         float, typer.Option(help="Seconds a request may take in all; 0: no bound.", min=0, rich_help_panel=_HTTP)
     ] = 600.0,
+    drain_seconds: Annotated[
+        float,
+        typer.Option(
+            help="Seconds that open answers get to end when the server is stopped; 0: none.",
+            min=0,
+            max=86_400,
+            rich_help_panel=_HTTP,
+        ),
+    ] = 10.0,
     log_format: Annotated[
         str, typer.Option(help="text, or json: one object a line, on standard error.", rich_help_panel=_ABOUT)
     ] = "text",
@@ -239,7 +248,7 @@ def serve(
             status_line(app.state.engine),
             logging_to(sys.stderr, log_format, log_level),
         ):
-            server(app, _say_draining).run(sockets=[sock])
+            server(app, _say_draining, drain_seconds).run(sockets=[sock])
         typer.echo("Stopped")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
 
     from dsla.engine import AsyncEngine
 
+DRAIN_SECONDS = 10.0
+"""Time that open answers get to end when the server is stopped."""
+
 _BACKLOG = 2048
-_DRAIN_SECONDS = 10.0
 _ERROR_SECONDS = 5
 _TICK_SECONDS = 0.05
 
@@ -64,9 +67,10 @@ class DrainingServer(uvicorn.Server):
     Args:
         app: the application, made by `build_app`.
         on_drain: called with the number of open requests when a signal comes.
+        drain_seconds: time of the second stage, at most.
     """
 
-    def __init__(self, app: FastAPI, on_drain: Callable[[int], None]) -> None:
+    def __init__(self, app: FastAPI, on_drain: Callable[[int], None], drain_seconds: float) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -75,11 +79,11 @@ class DrainingServer(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=int(_DRAIN_SECONDS) + _ERROR_SECONDS,
+                timeout_graceful_shutdown=math.ceil(drain_seconds) + _ERROR_SECONDS,
             )
         )
         self._engine: AsyncEngine = app.state.engine
-        self._on_drain, self._hurry = on_drain, False
+        self._on_drain, self._drain_seconds, self._hurry = on_drain, drain_seconds, False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Takes a signal."""
@@ -100,16 +104,18 @@ class DrainingServer(uvicorn.Server):
             closing.cancel()
 
     async def _close_engine(self) -> None:
-        for _ in range(int(_DRAIN_SECONDS / _TICK_SECONDS)):
-            if self._hurry:
-                break
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._drain_seconds
+        while loop.time() < end and not self._hurry:
             await asyncio.sleep(_TICK_SECONDS)
         await asyncio.to_thread(self._engine.close)
 
 
-def server(app: FastAPI, on_drain: Callable[[int], None] = lambda requests: None) -> uvicorn.Server:
+def server(
+    app: FastAPI, on_drain: Callable[[int], None] = lambda requests: None, drain_seconds: float = DRAIN_SECONDS
+) -> uvicorn.Server:
     """A server of `app`; `server(app).run(sockets=[bind(...)])` serves until a signal comes, and drains then."""
-    return DrainingServer(app, on_drain)
+    return DrainingServer(app, on_drain, drain_seconds)
 
 
 def _bind_message(error: OSError, host: str, port: int) -> str:
