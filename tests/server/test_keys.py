@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,29 @@ async def test_without_the_right_key_everything_but_probes_is_401(headers: Any) 
         for path in OPEN:
             assert (await http.get(path, headers=headers)).status_code in (200, 503)
         assert (await http.get("/v1/models", headers=bearer(FIRST))).status_code == 200
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "settings", [{}, {"api_keys": (FIRST,)}, {"admin_key": ADMIN}, KEYS], ids=["none", "api", "admin", "both"]
+)
+async def test_the_schema_says_which_keys_open_what(settings: dict[str, Any]) -> None:
+    kinds = {"api": FIRST} if "api_keys" in settings else {}
+    kinds |= {"admin": ADMIN} if "admin_key" in settings else {}
+    async with app_of(**settings) as (_, http):
+        schema = (await http.get("/openapi.json", headers=bearer(FIRST) if "api" in kinds else {})).json()
+        assert schema["components"].get("securitySchemes", {}) == dict.fromkeys(
+            kinds, {"type": "http", "scheme": "bearer"}
+        )
+        for path, operations in schema["paths"].items():
+            for method, operation in operations.items():
+                needed = [kind for each in operation.get("security", []) for kind in each]
+                send = functools.partial(http.request, method, path.partition("{")[0] + "x" * ("{" in path), json={})
+                assert ((await send()).status_code == 401) == bool(needed), path
+                opening = [kind for kind, key in kinds.items() if (await send(headers=bearer(key))).status_code != 403]
+                assert not needed or opening == needed, path
+            if path == "/admin/drain":
+                await http.post(path, json={"draining": False}, headers=bearer(ADMIN))
 
 
 @pytest.mark.anyio

@@ -20,7 +20,7 @@ from dsla.server.access import Access
 from dsla.server.admin import admin_routes
 from dsla.server.detokenize import TokenBytes
 from dsla.server.errors import check_model, install_handlers
-from dsla.server.gate import Gate
+from dsla.server.gate import Gate, opened_by
 from dsla.server.keys import Keys
 from dsla.server.limits import Limits
 from dsla.server.metrics import Metrics
@@ -53,16 +53,35 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 class Application(FastAPI):
-    """An application whose schema says what is answered: wrong requests get a 400, nothing ever FastAPI's own 422."""
+    """An application whose schema says what is answered, and with which keys.
+
+    Wrong requests get a 400, nothing ever FastAPI's own 422.
+
+    Args:
+        keys: the keys.
+        settings: as `FastAPI` has them.
+    """
+
+    def __init__(self, keys: Keys, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._keys = keys
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI schema."""
-        schema = super().openapi()
-        for operations in schema["paths"].values():
+        schema, keys = super().openapi(), self._keys
+        for path, operations in schema["paths"].items():
+            kinds = opened_by(path, keys)
             for operation in operations.values():
                 operation["responses"].pop("422", None)
+                if kinds:
+                    operation["security"] = [{kind: []} for kind in kinds]
+        components = schema["components"]
         for name in ("HTTPValidationError", "ValidationError"):
-            schema["components"]["schemas"].pop(name, None)
+            components["schemas"].pop(name, None)
+        there = {"api": keys.has_api, "admin": keys.has_admin}
+        schemes = {kind: {"type": "http", "scheme": "bearer"} for kind, has in there.items() if has}
+        if schemes:
+            components["securitySchemes"] = schemes
         return schema
 
 
@@ -92,8 +111,10 @@ def build_app(
         await asyncio.to_thread(engine.close)
 
     settings = settings or ServerSettings()
+    keys = Keys(settings.api_keys, settings.admin_key)
     metrics = Metrics(engine, model_name)
     app = Application(
+        keys,
         title="dsla",
         version=__version__,
         docs_url=None,
@@ -102,7 +123,7 @@ def build_app(
         strict_content_type=True,  # a page of any site can send a body without a type, unasked
         lifespan=lifespan,
         responses=_ERRORS,
-        middleware=_middleware(settings, metrics),
+        middleware=_middleware(settings, keys, metrics),
     )
     app.state.engine = engine
     install_handlers(app)
@@ -135,7 +156,7 @@ def build_app(
     return app
 
 
-def _middleware(settings: ServerSettings, metrics: Metrics) -> list[Middleware]:
+def _middleware(settings: ServerSettings, keys: Keys, metrics: Metrics) -> list[Middleware]:
     """What is around the routes, outermost first. Preflight requests of other origins have no key: they end before the gate."""
     layers = [Middleware(Access, count=metrics.count)]
     if settings.cors_origins:
@@ -148,5 +169,4 @@ def _middleware(settings: ServerSettings, metrics: Metrics) -> list[Middleware]:
                 expose_headers=["X-Request-Id", "Retry-After"],
             )
         )
-    keys = Keys(settings.api_keys, settings.admin_key)
     return [*layers, Middleware(Gate, keys=keys, any_host=settings.any_host), Middleware(Limits, settings=settings)]

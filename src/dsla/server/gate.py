@@ -68,9 +68,23 @@ class Gate:
             raise ApiError(403, f"This key is not for here: {where}", code="forbidden")
 
 
+def opened_by(path: str, keys: Keys) -> tuple[str, ...]:
+    """Kinds of keys that open a path, `api` and `admin`; none where no key is needed, or none helps."""
+    if path in OPEN:
+        return ()
+    if _in_admin(path):
+        return ("admin",) if keys.has_admin else ()
+    if not keys.has_api:
+        return ()
+    return ("api", "admin") if keys.has_admin and path in _ADMIN_TOO else ("api",)
+
+
 def is_admin(scope: Scope) -> bool:
     """Whether a request is for `/admin`."""
-    path: str = scope["path"]
+    return _in_admin(scope["path"])
+
+
+def _in_admin(path: str) -> bool:
     return path == "/admin" or path.startswith("/admin/")
 
 
