@@ -1,7 +1,7 @@
 """`/metrics`: what the engine and the HTTP side count, in the words of Prometheus.
 
-Names that begin with `vllm:` mean what they mean in vLLM, so that dashboards made for it work; `dsla_` are our own. Nothing
-is counted here but answers: all else is read from `AsyncEngine.stats` when somebody asks.
+Names that begin with `vllm:` mean what they mean in vLLM, which has more of them; `dsla_` are our own. Nothing is counted
+here but answers: all else is read from `AsyncEngine.stats` when somebody asks.
 """
 
 from __future__ import annotations
