@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -46,13 +48,21 @@ def origin() -> dict[str, Any]:
             "transformers": transformers.__version__,
             "dsla": dsla.__version__,
         },
-        "command": " ".join([Path(sys.argv[0]).name, *(Path(x).name if "/" in x else x for x in sys.argv[1:])]),
+        "command": _command(),
     }
 
 
 def digest(adapter: Path) -> str:
     """One hash of all layers of an adapter."""
     return layers_hash(read_manifest(adapter)["layers"])
+
+
+def _command() -> str:
+    """What repeats this run: its own command, or pytest's for the one test that runs, whoever started the process it is in."""
+    test = os.environ.get("PYTEST_CURRENT_TEST")
+    if test is not None:
+        return shlex.join(["pytest", "-m", "", test.rpartition(" ")[0]])
+    return " ".join([Path(sys.argv[0]).name, *(Path(x).name if "/" in x else x for x in sys.argv[1:])])
 
 
 def _processor() -> str:
