@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from dsla.cli import diagnosis
+from dsla.cli.diagnosis import Kernels
 from dsla.cli.serve_view import summary
 from dsla.engine import SamplingParams
 from dsla.errors import AdapterError, ConfigError, EngineError, ModelError
+from dsla.ops import cpu
 from dsla.server import build
 from dsla.server.build import EngineSettings, build_engine, free_memory
 from tests.server.tiny import save_model
@@ -71,6 +74,22 @@ def test_weights_in_another_dtype(folders: tuple[str, str]) -> None:
     assert service.engine.decoder.dtype is torch.bfloat16
     service.engine.add_request([3, 4, 5], SamplingParams(5, ignore_eos=True), min_level=3)
     assert sum(len(output.tokens) for _ in range(6) for output in service.engine.step()) == 5
+
+
+def test_the_summary_says_why_pytorch_computes(folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    service = build_engine(EngineSettings(*folders, memory_bytes=1 << 20))
+    assert dict(summary(service))["device"].endswith(
+        "PyTorch: native kernels compute in bfloat16 (--weights bf16), this model in float32"
+    )
+    service = build_engine(EngineSettings(*folders, memory_bytes=1 << 20, weights="bf16"))
+    monkeypatch.setattr(cpu, "native", lambda x: None)
+    for reason, told in (
+        ("no compiler\nat all", "PyTorch: no compiler"),
+        ("DSLA_KERNELS=off", "PyTorch: DSLA_KERNELS=off"),
+    ):
+        found = Kernels(False, reason, None, (), False, None, "AVX2")
+        monkeypatch.setattr(diagnosis, "find_kernels", lambda found=found: found)
+        assert dict(summary(service))["device"].endswith(told)
 
 
 def test_objectives_reach_the_policy(folders: tuple[str, str]) -> None:

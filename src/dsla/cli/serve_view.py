@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dsla.cli.sizes import format_bytes
 
 if TYPE_CHECKING:
-    from dsla.engine import EngineConfig
+    from dsla.engine import EngineConfig, PackedDecoder
     from dsla.server.build import Service
     from dsla.server.settings import ServerSettings
 
@@ -17,8 +17,6 @@ _STRONG = 16
 def summary(service: Service) -> list[tuple[str, str]]:
     """What an engine runs with, resolved, as rows of a name and a text."""
     import torch
-
-    from dsla.ops.cpu import native
 
     engine = service.engine
     decoder, arena, config = engine.decoder, engine.arena, engine.config
@@ -40,7 +38,6 @@ def summary(service: Service) -> list[tuple[str, str]]:
         levels = f"fixed at {config.level or 0} of 0 ... {top}, until set through /admin/level"
     if top and not decoder.foldable:
         levels += "; the adapter is not foldable: running requests keep their level"
-    kernels = "native kernels" if native(decoder.weights.norm.weight) else "PyTorch"
     tokens = arena.budget_bytes // (decoder.kv_spec.bytes_per_token * decoder.n_layers)
     return [
         ("model", f"{service.model_name}, {decoder.n_layers} layers, {dtype}, context {decoder.max_tokens:,} tokens"),
@@ -54,7 +51,7 @@ def summary(service: Service) -> list[tuple[str, str]]:
             f"{config.max_step_seconds:g} s or {config.max_step_tokens} tokens, {config.max_running} requests, "
             f"pages of {arena.page_tokens} tokens",
         ),
-        ("device", f"{decoder.device}, {torch.get_num_threads()} threads, {kernels}"),
+        ("device", f"{decoder.device}, {torch.get_num_threads()} threads, {_kernels(decoder)}"),
     ]
 
 
@@ -91,6 +88,22 @@ def access(settings: ServerSettings, local: bool, files: int | None = None) -> l
     if not local and min(map(len, settings.api_keys), default=_STRONG) < _STRONG:
         rows.append(("warning", f"an API key has fewer than {_STRONG} characters and may be guessed"))
     return rows
+
+
+def _kernels(decoder: PackedDecoder) -> str:
+    """What computes; where it is PyTorch, why."""
+    import torch
+
+    from dsla.cli.diagnosis import find_kernels
+    from dsla.ops.cpu import native
+
+    if native(decoder.weights.norm.weight):
+        return "native kernels"
+    if decoder.dtype is not torch.bfloat16:
+        dtype = str(decoder.dtype).removeprefix("torch.")
+        return f"PyTorch: native kernels compute in bfloat16 (--weights bf16), this model in {dtype}"
+    reason = find_kernels().reason
+    return f"PyTorch: {reason.splitlines()[0]}" if reason else "PyTorch"
 
 
 def _reuse(config: EngineConfig) -> str:
