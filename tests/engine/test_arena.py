@@ -36,13 +36,16 @@ def make_arena(n_units: int, slot_units: int = 4) -> Arena:
 
 
 class Owners:
-    """Live tables and slots with the values written to them."""
+    """Tables and slots, live ones and kept ones, with the values written to them."""
 
     def __init__(self, arena: Arena) -> None:
         self.arena = arena
         self.tables: list[tuple[PageTable, list[float]]] = []
+        self.kept: list[tuple[PageTable, list[float]]] = []
         self.slots: list[tuple[int, float]] = []
+        self.kept_slots: list[tuple[int, float]] = []
         self.stamp = 0.0
+        arena.reclaim = self.reclaim
 
     def write_pages(self, table: PageTable, values: list[float], count: int) -> None:
         self.arena.extend(table, count)
@@ -52,63 +55,136 @@ class Owners:
             self.arena.pages["v"][unit] = -self.stamp
             values.append(self.stamp)
 
-    def write_slot(self) -> None:
-        slot = self.arena.allocate_slot()
+    def write_slot(self, live: bool = True) -> None:
+        slot = self.arena.allocate_slot(live)
         assert all(not pool[slot].any() for pool in self.arena.slots.values())
         self.stamp += 1
         for pool in self.arena.slots.values():
             pool[slot] = self.stamp % 256
-        self.slots.append((slot, self.stamp % 256))
+        (self.slots if live else self.kept_slots).append((slot, self.stamp % 256))
+
+    def share(self, source: PageTable, values: list[float], pages: int, live: bool) -> None:
+        table = PageTable(live)
+        self.arena.share(table, source, pages)
+        (self.tables if live else self.kept).append((table, values[:pages]))
+
+    def crowd(self, x: int) -> None:
+        """Fills what is unused with tables of a page, shares every second page of all, and then lets go of some."""
+        for _ in range(self.arena.unused_units):
+            self.tables.append((PageTable(), []))
+            self.write_pages(*self.tables[-1], 1)
+        for place, (table, values) in enumerate(self.tables[x % 2 :: 2]):
+            self.share(table, values, min(len(values), 1), live=place % 2 == 0)
+        for place in range(len(self.tables) - 1, -1, -(x % 3 + 2)):
+            self.arena.release(self.tables.pop(place)[0])
+
+    def retire(self, place: int) -> None:
+        self.kept.append(self.tables.pop(place))
+        self.arena.retire(self.kept[-1][0])
+
+    def reclaim(self, units: int) -> None:
+        """Gives back the oldest that is not live: as much of a table as is wanted, a slot where no table is left."""
+        if self.kept:
+            table, values = self.kept[0]
+            del values[max(len(values) - units, 0) :]
+            self.arena.truncate(table, len(values))
+            if not values:
+                del self.kept[0]
+        else:
+            self.arena.free_slot(self.kept_slots.pop(0)[0])
+
+    def release(self) -> None:
+        for table, _ in self.tables + self.kept:
+            self.arena.release(table)
+        for slot, _ in self.slots + self.kept_slots:
+            self.arena.free_slot(slot)
 
     def check(self) -> None:
         arena = self.arena
-        pages = sum(len(values) for _, values in self.tables)
-        assert arena.kv_bytes == pages * PAGE_BYTES
+        # A stamp is a page, in however many tables.
+        live = {value for _, values in self.tables for value in values}
+        pages = live.union(*(values for _, values in self.kept))
+        assert arena.kv_bytes == len(live) * PAGE_BYTES
         assert arena.state_bytes == len(self.slots) * arena.slot_units * PAGE_BYTES
-        assert arena.free_units == arena.n_units - pages - len(self.slots) * arena.slot_units
-        for table, values in self.tables:
+        assert arena.free_units == arena.n_units - len(live) - len(self.slots) * arena.slot_units
+        slots = self.slots + self.kept_slots
+        assert arena.unused_units == arena.n_units - len(pages) - len(slots) * arena.slot_units
+        kept = len(pages) - len(live) + len(self.kept_slots) * arena.slot_units
+        assert arena.kept_bytes == kept * PAGE_BYTES
+        for table, values in self.tables + self.kept:
             assert len(table) == len(values)
             for unit, value in zip(table.units.tolist(), values, strict=True):
                 assert (arena.pages["k"][unit] == value).all() and (arena.pages["v"][unit] == -value).all()
-        for slot, value in self.slots:
+            assert arena.live_pages([table], len(values)) == len(live.intersection(values))
+        for slot, value in slots:
             assert all((pool[slot] == value).all() for pool in arena.slots.values())
+        self.check_index()
+
+    def check_index(self) -> None:
+        """The arena knows of every block which tables hold how many of its units, and of no others."""
+        if self.arena.slot_units == 1:
+            return
+        expected: dict[int, dict[PageTable, int]] = {}
+        for table, _ in self.tables + self.kept:
+            for unit in table.units.tolist():
+                tables = expected.setdefault(unit // self.arena.slot_units, {})
+                tables[table] = tables.get(table, 0) + 1
+        assert self.arena._tables is not None and self.arena._tables._tables == expected
 
 
-@settings(max_examples=150, deadline=None)
+ACTIONS = [
+    "new", "extend", "share", "share", "keep", "keep", "retire", "truncate", "release", "forget", "slot", "slot", "slot",
+    "kept slot", "rest", "free", "convert", "crowd", "crowd",
+]  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
 @given(
     n_units=st.integers(1, 40),
     slot_units=st.integers(1, 7),
-    actions=st.lists(
-        st.tuples(st.sampled_from(["extend", "new", "release", "slot", "free", "convert"]), st.integers(0, 9)),
-        max_size=50,
-    ),
+    actions=st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 9)), min_size=10, max_size=60),
 )
 def test_any_sequence_keeps_data_and_bytes(n_units: int, slot_units: int, actions: list[tuple[str, int]]) -> None:
     arena = make_arena(n_units, slot_units)
     owners = Owners(arena)
     for action, x in actions:
+        room = bool(arena.slots) and arena.free_units >= arena.slot_units
         if action == "new":
             owners.tables.append((PageTable(), []))
+            owners.write_pages(*owners.tables[-1], min(x, arena.free_units))
+        elif action == "crowd":
+            owners.crowd(x)
         elif action == "extend" and owners.tables:
             owners.write_pages(*owners.tables[x % len(owners.tables)], min(x, arena.free_units))
+        elif action in ("share", "keep") and owners.tables + owners.kept:
+            table, values = (owners.tables + owners.kept)[x % len(owners.tables + owners.kept)]
+            owners.share(table, values, min(x, len(values)), action == "share")
+        elif action == "retire" and owners.tables:
+            owners.retire(x % len(owners.tables))
+        elif action == "truncate" and owners.tables:
+            table, values = owners.tables[x % len(owners.tables)]
+            del values[x:]
+            arena.truncate(table, x)
         elif action == "release" and owners.tables:
             arena.release(owners.tables.pop(x % len(owners.tables))[0])
-        elif action == "slot" and arena.slots and arena.free_units >= arena.slot_units:
-            owners.write_slot()
+        elif action == "forget" and owners.kept:
+            arena.release(owners.kept.pop(x % len(owners.kept))[0])
+        elif action in ("slot", "kept slot") and room:
+            owners.write_slot(action == "slot")
+        elif action == "rest" and owners.slots:
+            owners.kept_slots.append(owners.slots.pop(x % len(owners.slots)))
+            arena.set_slot_live(owners.kept_slots[-1][0], False)
         elif action == "free" and owners.slots:
             arena.free_slot(owners.slots.pop(x % len(owners.slots))[0])
         elif action == "convert" and owners.tables:
             table, _ = owners.tables.pop(x % len(owners.tables))
             arena.release(table)
-            if arena.free_units >= arena.slot_units:
+            if arena.slots and arena.free_units >= arena.slot_units:
                 owners.write_slot()
         owners.check()
-    for table, _ in owners.tables:
-        arena.release(table)
-    for slot, _ in owners.slots:
-        arena.free_slot(slot)
-    assert arena.free_units == arena.n_units
-    assert arena.kv_bytes == arena.state_bytes == 0
+    owners.release()
+    assert arena.free_units == arena.unused_units == arena.n_units
+    assert arena.kv_bytes == arena.state_bytes == arena.kept_bytes == 0
 
 
 def test_scattered_free_units_become_a_slot() -> None:
