@@ -19,7 +19,7 @@ from tests.engine.tiny import random_prompt, tiny_decoder, tiny_engine
 from tests.server.tiny import tiny_tokenizer
 
 LENGTHS = (40, 24, 60, 33)
-POLICY = PolicyConfig(cooldown_seconds=0.0, calm_seconds=0.0, long_share=1.0)
+POLICY = PolicyConfig(low_water=0.85, cooldown_seconds=0.0, calm_seconds=0.0, long_share=1.0)
 
 
 def tiny_streams(max_tokens: int = 10) -> list[Stream]:

@@ -71,7 +71,7 @@ def watched(stats: dict[str, Any]) -> Watched:
 
 
 def test_once_shows_a_server_that_runs(address: str) -> None:
-    body = {"model": "tiny", "prompt": "fox", "max_tokens": 3, "dsla": {"min_level": 2}}
+    body = {"model": "tiny", "prompt": "fox", "max_tokens": 3, "ignore_eos": True, "dsla": {"min_level": 2}}
     httpx.post(f"{address}/v1/completions", json=body).raise_for_status()
     result = dsla(f"{address}/v1", "--once")
     assert result.exit_code == 0, result.output

@@ -251,7 +251,7 @@ def test_a_place_in_the_queue_is_taken_at_once_and_comes_back() -> None:
         first = engine.generate(random_prompt(4), GREEDY)
         del second
         second = engine.generate(random_prompt(4), GREEDY)
-        engine._send(gate.wait)
+        engine._send(lambda: gate.wait(30))
         begun = asyncio.create_task(anext(second))
         await asyncio.sleep(0.02)
         begun.cancel()

@@ -13,7 +13,7 @@ import pytest
 
 from dsla.engine import AsyncEngine, EngineConfig
 from dsla.server.app import build_app
-from tests.server.asgi import BODY, app_of, error
+from tests.server.asgi import BODY, app_of, error, until
 from tests.server.conftest import MODEL
 from tests.server.tiny import tiny_engine, tiny_tokenizer
 
@@ -41,10 +41,9 @@ async def test_a_burst_beyond_the_queue_is_answered_429_and_the_rest_in_full(
     stream: bool, gate: threading.Event
 ) -> None:
     async with app_of(small_queue(3)) as (engine, http):
-        engine._send(gate.wait)  # nothing is added to the queue meanwhile
+        engine._send(lambda: gate.wait(30))  # nothing is added to the queue meanwhile
         asked = [asyncio.create_task(http.post("/v1/completions", json=BODY | {"stream": stream})) for _ in range(12)]
-        while sum(task.done() for task in asked) < 9:
-            await asyncio.sleep(0.005)
+        await until(lambda: sum(task.done() for task in asked) == 9)
         gate.set()
         answers = await asyncio.gather(*asked)
         assert sorted(answer.status_code for answer in answers) == [200] * 3 + [429] * 9
@@ -59,10 +58,9 @@ async def test_a_burst_beyond_the_queue_is_answered_429_and_the_rest_in_full(
 
 async def test_answers_of_which_one_finds_no_place_leave_none_taken(gate: threading.Event) -> None:
     async with app_of(small_queue(3)) as (engine, http):
-        engine._send(gate.wait)
+        engine._send(lambda: gate.wait(30))
         first = asyncio.create_task(http.post("/v1/completions", json=BODY | {"n": 2}))
-        while len(engine._reserved) < 2:
-            await asyncio.sleep(0.005)
+        await until(lambda: len(engine._reserved) == 2)
         for body in (BODY | {"n": 2}, BODY | {"prompt": ["fox", "dog"]}):
             assert error(await http.post("/v1/completions", json=body)) == (429, "overloaded")
             assert len(engine._reserved) == 2
@@ -110,7 +108,7 @@ async def test_places_of_those_that_leave_before_they_are_added_come_back(stream
     engine = AsyncEngine(small_queue(2))
     app = build_app(engine, tiny_tokenizer(), MODEL)
     try:
-        engine._send(gate.wait)
+        engine._send(lambda: gate.wait(30))
         for _ in range(4):
             sent = await leave(app, engine, BODY | {"n": 2, "stream": stream})
             assert [message["status"] for message in sent if "status" in message] in ([], [200], [499])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dsla.server.prompts import PromptReader
-from tests.server.asgi import BODY, app_of, error
+from tests.server.asgi import BODY, app_of, error, until
 from tests.server.conftest import MODEL, Served
 from tests.server.tiny import tiny_tokenizer
 
@@ -68,8 +68,7 @@ async def test_an_engine_is_closed_while_prompts_are_tokenized(monkeypatch: pyte
     monkeypatch.setattr(PromptReader, "_encode", slow)
     async with app_of(request_seconds=5.0) as (engine, http):
         posts = [asyncio.create_task(http.post("/v1/completions", json=BODY)) for _ in range(80)]
-        while not begun:
-            await asyncio.sleep(0.005)
+        await until(lambda: begun)
         await asyncio.wait_for(asyncio.to_thread(engine.close), 3)
         assert not any(post.done() for post in posts)
         go.set()
