@@ -260,8 +260,12 @@ def typed(monkeypatch: pytest.MonkeyPatch, source: Source, *keys: str | type[Bas
     conversation = Conversation(source.max_level)
     monkeypatch.setattr("builtins.input", read)
     monkeypatch.setattr(talk.sys.stdout, "isatty", lambda: True, raising=False)
-    with asyncio.Runner() as runner:
-        Terminal(source, conversation, runner).run()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a process of its own
+    try:
+        with asyncio.Runner() as runner:
+            Terminal(source, conversation, runner).run()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert left == []
     return conversation
 
