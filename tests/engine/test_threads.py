@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from dsla.engine import threads
-from dsla.engine.threads import best_threads, bounds, fastest, release_threads
+from dsla.engine.threads import best_threads, bounds, fastest
 from tests.engine.tiny import tiny_decoder
-
-TASKS = Path("/proc/self/task")
 
 
 @pytest.fixture
@@ -105,18 +105,24 @@ def test_bounds_say_what_they_are(machine: Path, monkeypatch: pytest.MonkeyPatch
     assert bounds() == threads.Bounds(logical=8, physical=4, variable=5, quota=3)
 
 
-@pytest.mark.skipif(not TASKS.is_dir(), reason="the system does not list a process's threads")
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system does not list a process's threads")
 def test_helpers_of_a_thread_that_computes_no_more_end() -> None:
-    before = torch.get_num_threads()
+    """In a process in which nobody else starts or ends threads."""
+    code = """
+import os, time, torch
+from dsla.engine.threads import release_threads
+def count(wanted):
+    end = time.monotonic() + 10
+    while (found := len(os.listdir("/proc/self/task"))) != wanted and time.monotonic() < end:
+        time.sleep(0.01)
+    return found
+release_threads()
+torch.set_num_threads(3)
+alone = len(os.listdir("/proc/self/task"))
+for _ in range(2):
+    assert float(torch.ones(1 << 20).exp().sum()) > 0
+    assert count(alone + 2) == alone + 2
     release_threads()
-    try:
-        torch.set_num_threads(3)
-        alone = len(list(TASKS.iterdir()))
-        torch.ones(1 << 20).exp()
-        assert len(list(TASKS.iterdir())) == alone + 2
-        release_threads()
-        assert len(list(TASKS.iterdir())) == alone
-        assert torch.ones(1 << 20).exp().sum() > 0
-    finally:
-        torch.set_num_threads(before)
-        release_threads()
+    assert count(alone) == alone
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -165,8 +165,9 @@ def test_merged_gives_everything_in_order_of_each_stream() -> None:
     assert sorted(closed) == [0, 2, 3]
 
 
-def test_merged_takes_no_more_than_its_reader() -> None:
-    async def read_slowly() -> int:
+@pytest.mark.parametrize("slow", [False, True])
+def test_merged_takes_no_more_than_its_reader_and_from_all_alike(slow: bool) -> None:
+    async def read() -> tuple[int, list[int]]:
         given = 0
 
         async def counting() -> AsyncGenerator[int, None]:
@@ -175,14 +176,17 @@ def test_merged_takes_no_more_than_its_reader() -> None:
                 given += 1
                 yield given
 
+        found = []
         async with aclosing(merged([counting(), counting(), counting()])) as stream:
-            for _ in range(10):
-                await anext(stream)
-                for _ in range(20):
+            for _ in range(12):
+                found.append((await anext(stream))[0])
+                for _ in range(20 * slow):
                     await asyncio.sleep(0)
-        return given
+        return given, found
 
-    assert 10 <= asyncio.run(read_slowly()) <= 10 + 2 * 3
+    given, found = asyncio.run(read())
+    assert 12 <= given <= 12 + 2 * 3
+    assert found == [0, 1, 2] * 4
 
 
 def test_merged_closes_all_when_one_fails() -> None:

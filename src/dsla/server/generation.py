@@ -162,30 +162,31 @@ async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[t
             async for only in stream:
                 yield 0, only
         return
-    # Streams wait until their items are taken: what a slow reader leaves gathers where it is smallest, in the engine's outputs.
-    queue: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue(1)
+    # A stream waits until its item is taken: what a slow reader leaves gathers where it is smallest, in the engine's outputs.
+    queue: asyncio.Queue[tuple[int, T, asyncio.Event] | asyncio.Task[None]] = asyncio.Queue()
 
     async def pump(index: int, stream: AsyncGenerator[T, None]) -> None:
-        end = None
-        try:
-            async with aclosing(stream):
-                async for item in stream:
-                    await queue.put((index, item))
-        except Exception as error:  # noqa: BLE001 - raised to whoever reads the merged stream
-            end = error
-        await queue.put(end)
+        taken = asyncio.Event()
+        async with aclosing(stream):
+            async for item in stream:
+                taken.clear()
+                queue.put_nowait((index, item, taken))
+                await taken.wait()
 
     tasks = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
+    for task in tasks:
+        task.add_done_callback(queue.put_nowait)
     try:
         running = len(tasks)
         while running:
-            item = await queue.get()
-            if isinstance(item, Exception):
-                raise item
-            if item is None:
+            found = await queue.get()
+            if isinstance(found, asyncio.Task):
+                found.result()
                 running -= 1
             else:
-                yield item
+                index, item, taken = found
+                taken.set()
+                yield index, item
     finally:
         for task in tasks:
             task.cancel()
