@@ -165,15 +165,21 @@ def test_what_made_a_request_fail_is_not_kept(level: int) -> None:
     assert_as_reference(engine, "b", LONG)
 
 
-@pytest.mark.parametrize("level", [0, 2])
-@pytest.mark.parametrize("spoilt", [True, False])
-def test_a_request_cancelled_in_its_prompt_leaves_only_what_is_sound(level: int, spoilt: bool) -> None:
+def within_its_prompt(level: int, spoilt: bool) -> RecordingEngine:
+    """An engine whose request `a` has read 45 tokens of its prompt, with something in them that is not finite if `spoilt`."""
     engine = tiny_engine(level=level, max_step_tokens=9)
     engine.add_request(LONG, GREEDY, request_id="a")
     for _ in range(5):
         engine.step()
     if spoilt:
         spoil(engine, "a", level)
+    return engine
+
+
+@pytest.mark.parametrize("level", [0, 2])
+@pytest.mark.parametrize("spoilt", [True, False])
+def test_a_request_cancelled_in_its_prompt_leaves_only_what_is_sound(level: int, spoilt: bool) -> None:
+    engine = within_its_prompt(level, spoilt)
     engine.cancel("a")
     assert run(engine, "b", LONG).cached_tokens == (0 if spoilt else 45)
     assert_as_reference(engine, "b", LONG)
@@ -182,12 +188,7 @@ def test_a_request_cancelled_in_its_prompt_leaves_only_what_is_sound(level: int,
 @pytest.mark.parametrize("level", [0, 2])
 @pytest.mark.parametrize("spoilt", [True, False])
 def test_a_request_sent_back_in_its_prompt_leaves_only_what_is_sound(level: int, spoilt: bool) -> None:
-    engine = tiny_engine(level=level, max_step_tokens=9)
-    engine.add_request(LONG, GREEDY, request_id="a")
-    for _ in range(5):
-        engine.step()
-    if spoilt:
-        spoil(engine, "a", level)
+    engine = within_its_prompt(level, spoilt)
     engine._preempt(engine._requests["a"], 0.0)
     assert kept_counts(engine) == ([] if spoilt else [45])
     engine.run()

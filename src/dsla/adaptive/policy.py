@@ -134,10 +134,11 @@ def decide(
         reason = "memory pressure"
         target = (config.high_water + config.low_water) / 2 * budget
         levels = _convert(others, demand - target, lambda summary: summary.saving_per_layer, signals.max_level)
-        if not _within(state.raised_new, config.cooldown_seconds, now):
+        if new_level < signals.max_level and not _within(state.raised_new, config.cooldown_seconds, now):
             new_level = min(new_level + step, signals.max_level)
+            state = replace(state, raised_new=now)
         if levels or new_level != signals.new_level:
-            state = replace(state, raised=now, raised_new=state.raised_new if new_level == signals.new_level else now)
+            state = replace(state, raised=now)
         rises |= {name: Decision(name, level, reason) for name, level in levels.items()}
     missed = any(found > objective for found, objective in latencies)
     if missed and not _within(state.raised_for_latency, config.latency_cooldown_seconds, now):

@@ -130,7 +130,7 @@ class AsyncEngine:
         Raises:
             EngineError: if the engine has stopped.
         """
-        return self._ask(lambda: self.engine.cancel(request_id))
+        return bool(self.cancel_all([request_id]))
 
     def set_level(self, level: int | None) -> None:
         """Fixes the level of all requests from the next step on, or (None) leaves it to the policy again.

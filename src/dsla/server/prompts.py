@@ -67,11 +67,7 @@ class PromptReader:
             ApiError: no chat template, messages it refuses, or so many that they cannot fit.
         """
         if len(messages) > self._context_length:  # a token each, at least; templates take long over so many
-            message = (
-                f"This model's maximum context length is {self._context_length} tokens, but there are {len(messages)} "
-                "messages. Leave out some"
-            )
-            raise ApiError(400, message, param="messages", code="context_length_exceeded")
+            raise self._too_long("messages", f"but there are {len(messages)} messages. Leave out some")
         return await self._aside(lambda: self._encode(self._render(messages, generation_prompt), special, "messages"))
 
     async def tokens(self, text: str, special: bool = True) -> list[int]:
@@ -100,11 +96,7 @@ class PromptReader:
 
     def _encode(self, text: str, special: bool, param: str) -> list[int]:
         if self._bound.exceeded(text, self._context_length):
-            message = (
-                f"This model's maximum context length is {self._context_length} tokens, and '{param}' is too long to have "
-                "so few, whatever they are. Shorten it"
-            )
-            raise ApiError(400, message, param=param, code="context_length_exceeded")
+            raise self._too_long(param, f"and '{param}' is too long to have so few, whatever they are. Shorten it")
         tokens: list[int] = self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
         return tokens
 
@@ -128,9 +120,13 @@ class PromptReader:
             raise ApiError(400, f"Invalid value for '{param}': it has no tokens", param=param, code="invalid_value")
         answer = max_tokens or 1
         if len(tokens) + answer > self._context_length:
-            message = (
-                f"This model's maximum context length is {self._context_length} tokens, but {len(tokens) + answer} "
-                f"were requested: {len(tokens)} in '{param}', {answer} to be generated. Shorten one of them"
+            raise self._too_long(
+                param,
+                f"but {len(tokens) + answer} were requested: {len(tokens)} in '{param}', {answer} to be generated. "
+                "Shorten one of them",
             )
-            raise ApiError(400, message, param=param, code="context_length_exceeded")
         return tokens
+
+    def _too_long(self, param: str, why: str) -> ApiError:
+        message = f"This model's maximum context length is {self._context_length} tokens, {why}"
+        return ApiError(400, message, param=param, code="context_length_exceeded")
